@@ -1,0 +1,154 @@
+"""Step 7 of 7 (write): the command line; each command parses, calls one function, prints.
+
+Errors that a user can mend end in one line and a status other than 0. Heavy libraries are
+imported inside the commands, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import click
+
+__all__ = ["main"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ENSEMBLE = click.argument("name", default="DenseSM-E")
+
+
+class _Echo(logging.Handler):
+    """Messages of the package, on the terminal's error channel."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn errors that name their remedy into one line on the terminal.
+
+    Parameters
+    ----------
+    command : callable
+
+    Returns
+    -------
+    callable
+    """
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        from xsoilsm.state import WeightsError
+
+        try:
+            return command(*args, **kwargs)
+        except (WeightsError, ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="xsoilsm")
+def main() -> None:
+    """Soil moisture at high resolution from Sentinel-1 with the DenseSM-E networks."""
+    logger = logging.getLogger("xsoilsm")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Echo) for handler in logger.handlers):
+        logger.addHandler(_Echo())
+
+
+@main.group()
+def weights() -> None:
+    """Download, import, list and verify the weights of ensembles."""
+
+
+@weights.command("list")
+@one_line_errors
+def weights_list() -> None:
+    """List the known ensembles and how many of their members are here."""
+    from xsoilsm.ensemble import list_ensembles
+
+    table = list_ensembles()
+    table["weights"] = [
+        f"{here} of {total}" for here, total in zip(table["weights"], table["members"], strict=True)
+    ]
+    click.echo(table.drop(columns=["members", "path"]).to_string(index=False))
+
+
+@weights.command("fetch")
+@ENSEMBLE
+@click.option("--member", "labels", multiple=True, metavar="DEPTH-WIDTH", help="Only this member.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@one_line_errors
+def weights_fetch(name: str, labels: tuple[str, ...], quiet: bool) -> None:
+    """Download the weights of the ensemble NAME, check and convert them.
+
+    Files that are here and verified are not downloaded again.
+    """
+    from xsoilsm.ensemble import get_ensemble
+    from xsoilsm.supply import fetch_weights, select_members
+    from xsoilsm.weights import weights_folder
+
+    card = get_ensemble(name).card
+    chosen = select_members(card, labels)
+    fetched = fetch_weights(card, chosen, progress=not quiet, notify=_notice)
+    click.echo(
+        f"{card.name}: {len(fetched)} downloaded, {len(chosen) - len(fetched)} were here and "
+        f"verified, in {weights_folder(card)}"
+    )
+
+
+@weights.command("import")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("name", required=False)
+@click.option("--member", "labels", multiple=True, metavar="DEPTH-WIDTH", help="Only this member.")
+@one_line_errors
+def weights_import(path: Path, name: str | None, labels: tuple[str, ...]) -> None:
+    """Take the published files of the ensemble NAME from a folder or zip archive at PATH.
+
+    Without NAME, a folder with card.yaml is installed as an ensemble of its own.
+    """
+    from xsoilsm.ensemble import CARD, get_ensemble, install_ensemble
+    from xsoilsm.supply import import_weights, select_members
+    from xsoilsm.weights import weights_folder
+
+    if name is None and (path / CARD).is_file():
+        ensemble = install_ensemble(path)
+        click.echo(f"{ensemble.name}: installed in {ensemble.folder}")
+        return
+    card = get_ensemble(name or "DenseSM-E").card
+    chosen = select_members(card, labels)
+    imported = import_weights(card, path, chosen)
+    _notice(card.licence.statement)
+    click.echo(
+        f"{card.name}: {len(imported)} imported, {len(chosen) - len(imported)} were here and "
+        f"verified, in {weights_folder(card)}"
+    )
+
+
+@weights.command("verify")
+@ENSEMBLE
+@one_line_errors
+def weights_verify(name: str) -> None:
+    """Read every file of the ensemble NAME and compare it with the card."""
+    from xsoilsm.ensemble import get_ensemble
+    from xsoilsm.weights import examine, explain
+
+    ensemble = get_ensemble(name)
+    found = examine(ensemble.card, ensemble.folder)
+    for entry in found:
+        click.echo(f"{entry.member.label:>6}  {entry.state:<8} {entry.reason}".rstrip())
+    bad = [entry for entry in found if entry.state != "ok"]
+    if bad:
+        raise click.ClickException(explain(ensemble.card, ensemble.folder, bad))
+    click.echo(f"{ensemble.name}: all {len(found)} members are as the card says")
+
+
+def _notice(text: str) -> None:
+    click.echo(f"Licence: {text}", err=True)
