@@ -129,10 +129,11 @@ def period_starts(first: DateLike, last: DateLike) -> Dates:
     if end < begin:
         msg = f"the last date {last} lies before the first {first}; swap them"
         raise ValueError(msg)
-    years = np.arange(begin.astype("datetime64[Y]"), end.astype("datetime64[Y]") + 1)
+    first_year, last_year = (int(d.astype("datetime64[Y]").astype(np.int64)) for d in (begin, end))
+    years = np.arange(first_year, last_year + 1).astype("datetime64[Y]").astype("datetime64[D]")
     offsets = np.arange(PERIODS_PER_YEAR) * DAYS_PER_PERIOD
-    starts = (years.astype("datetime64[D]")[:, None] + offsets).ravel()
-    return starts[(starts >= begin) & (starts <= end)]
+    starts: Dates = (years[:, None] + offsets).ravel()
+    return np.asarray(starts[(starts >= begin) & (starts <= end)])
 
 
 def preceding_period(time: DateLike, count: int) -> Dates:
@@ -154,7 +155,8 @@ def preceding_period(time: DateLike, count: int) -> Dates:
     index = (date - year.astype("datetime64[D]")).astype(np.int64) // DAYS_PER_PERIOD
     serial = year.astype(np.int64) * PERIODS_PER_YEAR + index - count
     back, slot = np.divmod(serial, PERIODS_PER_YEAR)
-    return back.astype("datetime64[Y]").astype("datetime64[D]") + slot * DAYS_PER_PERIOD
+    start: Dates = back.astype("datetime64[Y]").astype("datetime64[D]") + slot * DAYS_PER_PERIOD
+    return start
 
 
 def window_end(starts: DateLike, time: DateLike) -> npt.NDArray[np.int64]:
