@@ -63,9 +63,7 @@ def period_start(time: DateLike) -> Dates:
     ndarray of datetime64[D]
         A date with day of year 1, 9, ..., 361.
     """
-    date = utc_date(time)
-    year = date.astype("datetime64[Y]").astype("datetime64[D]")
-    return year + (date - year) // DAYS_PER_PERIOD * DAYS_PER_PERIOD
+    return _start_of(_serial(utc_date(time)))
 
 
 def is_period_start(time: DateLike) -> npt.NDArray[np.bool_]:
@@ -129,11 +127,7 @@ def period_starts(first: DateLike, last: DateLike) -> Dates:
     if end < begin:
         msg = f"the last date {last} lies before the first {first}; swap them"
         raise ValueError(msg)
-    first_year, last_year = (int(d.astype("datetime64[Y]").astype(np.int64)) for d in (begin, end))
-    years = np.arange(first_year, last_year + 1).astype("datetime64[Y]").astype("datetime64[D]")
-    offsets = np.arange(PERIODS_PER_YEAR) * DAYS_PER_PERIOD
-    starts: Dates = (years[:, None] + offsets).ravel()
-    return np.asarray(starts[(starts >= begin) & (starts <= end)])
+    return _start_of(np.arange(int(_serial(begin)), int(_serial(end)) + 1))
 
 
 def preceding_period(time: DateLike, count: int) -> Dates:
@@ -150,13 +144,23 @@ def preceding_period(time: DateLike, count: int) -> Dates:
     -------
     ndarray of datetime64[D]
     """
-    date = utc_date(time)
+    return _start_of(_serial(utc_date(time)) - count)
+
+
+def _serial(date: Dates) -> npt.NDArray[np.int64]:
+    """Count periods from the first of 1970."""
     year = date.astype("datetime64[Y]")
-    index = (date - year.astype("datetime64[D]")).astype(np.int64) // DAYS_PER_PERIOD
-    serial = year.astype(np.int64) * PERIODS_PER_YEAR + index - count
-    back, slot = np.divmod(serial, PERIODS_PER_YEAR)
-    start: Dates = back.astype("datetime64[Y]").astype("datetime64[D]") + slot * DAYS_PER_PERIOD
-    return start
+    slot = (date - year.astype("datetime64[D]")).astype(np.int64) // DAYS_PER_PERIOD
+    return np.asarray(year.astype(np.int64) * PERIODS_PER_YEAR + slot, dtype=np.int64)
+
+
+def _start_of(serial: npt.NDArray[np.int64]) -> Dates:
+    """Start of the periods with these numbers."""
+    year, slot = np.divmod(serial, PERIODS_PER_YEAR)
+    first = np.asarray(year).astype("datetime64[Y]").astype("datetime64[D]")
+    days = (np.asarray(slot) * DAYS_PER_PERIOD).astype("timedelta64[D]")
+    starts: Dates = first + days
+    return starts
 
 
 def window_end(starts: DateLike, time: DateLike) -> npt.NDArray[np.int64]:
