@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,13 +143,23 @@ def _run(
     }
     if not any(isinstance(data, da.Array) for data, _ in inputs.values()):
         return _retrieve_block(*(data for data, _ in inputs.values()), **options, threads=None)
+    pairs: list[Any] = []
+    for data, letters in inputs.values():
+        kept = "".join(letter for letter in letters if letter in core)
+        if kept != letters:
+            # Dask fuses a layer with those below it only where it contracts nothing itself, so
+            # periods and steps, which are one chunk, are hidden one layer below.
+            data = da.blockwise(
+                _whole, kept, data, letters, concatenate=None, dtype=data.dtype, meta=data._meta
+            )
+        pairs += [data, kept]
     return da.blockwise(
         _retrieve_block,
         core,
-        *(part for pair in inputs.values() for part in pair),
+        *pairs,
         **options,
         threads=1,  # Dask runs blocks side by side
-        concatenate=True,
+        concatenate=None,
         dtype=_RESULT,
         meta=np.empty((0,) * len(core), _RESULT),
     )
@@ -216,6 +227,13 @@ def _predict(
     return mean, std
 
 
+def _whole(blocks: list[Any]) -> npt.NDArray[Any]:
+    """Pass on the only block along periods or steps, with that axis, as part of a task."""
+    (block,) = blocks
+    whole: npt.NDArray[Any] = block
+    return whole
+
+
 _SOURCE_BITS = {
     SourceFlag.NO_SCENE: QualityFlag.NO_SCENE,
     SourceFlag.READ_FAILED: QualityFlag.READ_FAILED,
@@ -259,6 +277,16 @@ def _resolution_note(ensemble: Ensemble, cells: str) -> str | None:
     )
 
 
+def _inputs(cube: xr.Dataset) -> dict[str, str]:
+    """Where the cube came from and which items it was made of, as far as it says."""
+    items = [str(v.attrs["items"]).split() for v in cube.variables.values() if "items" in v.attrs]
+    said = {
+        "inputs": str(cube.attrs.get("source", "")),
+        "input_items": " ".join(dict.fromkeys(item for group in items for item in group)),
+    }
+    return {name: text for name, text in said.items() if text}
+
+
 def _level_of_caller() -> int:
     """Stack level of the line outside of this package that asked for the retrieval."""
     package = str(Path(__file__).parent)
@@ -269,8 +297,6 @@ def _level_of_caller() -> int:
 
 
 def _describe(cube: xr.Dataset, result: Any, ensemble: Ensemble, res: str | None) -> xr.Dataset:
-    from xsoilsm import __version__
-
     sample = is_sample_form(cube)
     dims = ("sample",) if sample else ("time", "y", "x")
     coords: dict[Any, Any] = {n: c for n, c in cube.coords.items() if set(c.dims) <= set(dims)}
@@ -302,10 +328,11 @@ def _describe(cube: xr.Dataset, result: Any, ensemble: Ensemble, res: str | None
         },
         coords=coords,
         attrs={
-            **{k: v for k, v in cube.attrs.items() if k not in ("title", "Conventions")},
+            **{k: v for k, v in cube.attrs.items() if k not in ("title", "Conventions", "source")},
+            **_inputs(cube),
             "Conventions": "CF-1.11",
             "title": "Soil moisture from Sentinel-1",
-            "source": f"xsoilsm {__version__}, ensemble {ensemble.name}",
+            "source": f"xsoilsm {version('xsoilsm')}, ensemble {ensemble.name}",
             "ensemble": ensemble.name,
             "ensemble_digest": ensemble.digest,
             "ensemble_resolution": ensemble.resolution,
