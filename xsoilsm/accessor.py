@@ -55,10 +55,11 @@ class SoilMoistureAccessor:
         return violation_table(find_violations(self._dataset, averaging=averaging))
 
     def to_cog(self, path: str | Path, **options: Any) -> list[Path]:
-        """Write the variables as Cloud-Optimized GeoTIFFs. Computes.
+        """Write a result as Cloud-Optimized GeoTIFFs. Computes.
 
-        One file per variable and time in the folder `path`, see `xsoilsm.cog.write_cogs`.
+        One file per variable and acquisition in the folder `path`, see
+        `xsoilsm.products.write_products`.
         """
-        from xsoilsm.cog import write_cogs
+        from xsoilsm.products import write_products
 
-        return write_cogs(self._dataset, path, **options)
+        return write_products(self._dataset, path, **options)
