@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
@@ -152,3 +152,66 @@ def weights_verify(name: str) -> None:
 
 def _notice(text: str) -> None:
     click.echo(f"Licence: {text}", err=True)
+
+
+@main.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="demo-out", show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@one_line_errors
+def demo(out: Path, quiet: bool) -> None:
+    """Map the virtual landscape at 1 km and 100 m and compare with its simulated truth."""
+    from xsoilsm.demo import run_demo
+
+    table = run_demo(out, say=click.echo, progress=not quiet)
+    click.echo("\nretrieved against SIMULATED truth, m3 m-3")
+    click.echo(table.round(3).to_string(index=False))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--centre", nargs=2, type=float, default=(-5.4, 41.3), show_default=True, metavar="LON LAT"
+)
+@click.option("--size", "size_km", type=float, default=30.0, show_default=True, help="In km.")
+@click.option("--acquisitions", type=int, default=3, show_default=True)
+@click.option("--start", default="2020-04-01", show_default=True, help="First day of passes.")
+@click.option("--spacing", type=float, default=10.0, show_default=True, help="Radar pixel in m.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace another landscape at PATH.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@one_line_errors
+def simulate(path: Path | None, quiet: bool, **options: Any) -> None:
+    """Simulate a landscape with its satellite data, as a static STAC catalog at PATH.
+
+    Without PATH it becomes the landscape of the catalog "demo".
+    """
+    from xsoilsm.progress import share_bar
+    from xsoilsm.simulate import landscape_folder, simulate_landscape
+
+    with share_bar(not quiet, "simulate") as report:
+        catalog = simulate_landscape(path or landscape_folder(), progress=report, **options)
+    click.echo(f"virtual landscape (simulated): {catalog}")
+
+
+@main.command("map")
+@click.option(
+    "--bbox", nargs=4, type=float, required=True, metavar="WEST SOUTH EAST NORTH", help="Degrees."
+)
+@click.option("--time", required=True, help="Days in UTC, for instance 2020-04 or START/END.")
+@click.option("--res", default="1km", show_default=True, help="9km, 1km, 500m or 100m.")
+@click.option("--catalog", default="planetary-computer", show_default=True, help="Name or path.")
+@click.option("--model", default="DenseSM-E", show_default=True, help="Ensemble: name or path.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder.")
+@click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@one_line_errors
+def map_command(quiet: bool, **options: Any) -> None:
+    """Retrieve soil moisture over a region and write Cloud-Optimized GeoTIFFs."""
+    from xsoilsm.mapping import map_region
+
+    for file in map_region(**options, progress=not quiet):
+        click.echo(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -228,7 +228,7 @@ def ease2_geobox(bbox: tuple[float, float, float, float], res: str = "1km") -> G
     Examples
     --------
     >>> ease2_geobox((-5.6, 41.1, -5.2, 41.5), "1km").shape
-    Shape2d(x=40, y=39)
+    Shape2d(x=39, y=39)
     """
     grid = get_grid(res)
     try:
