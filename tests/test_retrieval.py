@@ -119,6 +119,19 @@ def test_a_missing_input_gives_nan_and_a_flag_there_only():
 
 
 @coarse
+def test_silent_attributes_are_told_once_as_information(caplog):
+    from xsoilsm.retrieval import _say_once
+
+    _say_once.cache_clear()
+    with caplog.at_level("INFO", logger="xsoilsm"):
+        map_cube().sm.retrieve()
+        map_cube().sm.retrieve()
+    said = [r.message for r in caplog.records if "taken as" in r.message]
+    assert len(said) == 4
+    assert any("`sigma0_vv` has no attribute 'averaging'; it is taken as dB" in s for s in said)
+
+
+@coarse
 def test_all_missing_is_no_exception():
     cube = map_cube()
     cube["elevation"] = cube.elevation * np.nan

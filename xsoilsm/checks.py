@@ -25,7 +25,7 @@ from xsoilsm.cube import (
     is_sample_form,
 )
 
-__all__ = ["Violation", "check_cube", "find_violations", "violation_table"]
+__all__ = ["Violation", "assumptions", "check_cube", "find_violations", "violation_table"]
 
 _SPELLINGS: dict[str, tuple[str, ...]] = {
     "dB": ("dB", "db", "decibel"),
@@ -116,6 +116,30 @@ def find_violations(cube: xr.Dataset, *, averaging: str = "dB") -> list[Violatio
             violations.append(_missing(cube, variable, sample))
     violations += _sample_violations(cube) if sample else _map_violations(cube)
     return violations
+
+
+def assumptions(cube: xr.Dataset) -> list[str]:
+    """Say what is taken for granted because a cube's attributes are silent on it.
+
+    Lazy: reads nothing.
+
+    Parameters
+    ----------
+    cube : Dataset
+
+    Returns
+    -------
+    list of str
+        Empty where `sigma0_from` and `averaging` are given.
+    """
+    taken = {"sigma0_from": "'given', sigma nought on the ellipsoid", "averaging": "dB"}
+    return [
+        f"`{name}` has no attribute '{attribute}'; it is taken as {value}"
+        for name in ("sigma0_vv", "sigma0_vh")
+        if name in cube
+        for attribute, value in taken.items()
+        if attribute not in cube[name].attrs
+    ]
 
 
 def violation_table(violations: list[Violation]) -> pd.DataFrame:

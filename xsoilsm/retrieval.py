@@ -7,6 +7,7 @@ graph, its weights never do: each process loads them once.
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from functools import lru_cache
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xsoilsm import grid
-from xsoilsm.checks import check_cube
+from xsoilsm.checks import assumptions, check_cube
 from xsoilsm.cube import SourceFlag, aggregate, cube_geobox, is_sample_form, spatial_coords
 from xsoilsm.features import Block, block_inputs
 from xsoilsm.quality import FLAG_DTYPE, VALID_RANGE, QualityFlag, flag_attributes, mark
@@ -36,6 +37,7 @@ MIN_COVERAGE = 0.5
 PIXELS_AT_ONCE = 16_384
 """Pixels whose features are held in memory at a time, whatever the size of a block."""
 
+_log = logging.getLogger(__name__)
 _RESULT = np.dtype([("mean", np.float32), ("std", np.float32), ("flags", FLAG_DTYPE)])
 _EXTRAS = ("coverage", "source_flags")
 
@@ -106,6 +108,8 @@ def retrieve(
         ensemble = model
     contract = ensemble.contract
     check_cube(cube, averaging=contract.averaging)
+    for assumption in assumptions(cube):
+        _say_once(assumption)
     ensemble.require_weights()
     sample = is_sample_form(cube)
     if res is not None and not sample:
@@ -113,6 +117,11 @@ def retrieve(
     inputs = block_inputs(cube, contract, extras=_EXTRAS)
     result = _run(inputs, "n" if sample else "tyx", ensemble, device, keep_invalid)
     return _describe(cube, result, ensemble, res)
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    _log.info(message)
 
 
 def _own_grid(cube: xr.Dataset) -> str | None:
