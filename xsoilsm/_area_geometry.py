@@ -29,7 +29,7 @@ _LARGEST_TILE = 128  # side in pixels; control points lie 64 pixels apart
 _TILE_METRES = 400e3  # side above which one polynomial is not even tried
 _SURE_METRES = 100e3  # side below which a tile's control points tell where it lies
 _TOLERANCE = 1e-6  # of a target cell: interpolated corners, straightness of pixel edges
-_SMALLEST_SMOOTH = 1 / 64  # side in pixels of the last refinement
+_SMALLEST = 1 / 64  # side in pixels of the last refinement
 _SMALLEST_BROKEN = 1 / 8  # the same at a projection's edge, where points have no image
 _ENOUGH = 0.25  # target cells: a tile of this size is refined no further
 
@@ -95,7 +95,8 @@ def _metres_per_unit(text: str) -> float:
 
 
 def _apply(a: Affine, x: _Floats, y: _Floats) -> tuple[_Floats, _Floats]:
-    return a.a * x + a.b * y + a.c, a.d * x + a.e * y + a.f
+    with np.errstate(invalid="ignore"):  # inf stands for points without image
+        return a.a * x + a.b * y + a.c, a.d * x + a.e * y + a.f
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,9 @@ class _Bridge:
     """Length of 360 degrees along x of the other system, None where x is not longitude."""
     pole: float | None
     """Latitude of the pole in units of a geographic first system: pixels end there."""
+    doubt: float | None
+    """Distance in units of the first system by which a point may miss itself on its way there
+    and back. A projection with a curved rim (sinusoidal) answers for points beyond it, too."""
 
     @classmethod
     def between(cls, first: GeoBox, second: GeoBox) -> _Bridge:
@@ -117,11 +121,14 @@ class _Bridge:
                 msg = "a GeoBox has no coordinate reference system; give it one"
                 raise ValueError(msg)
         a, b = str(first.crs), str(second.crs)
+        transformer = _transformer(a, b)
         crs = _plane_crs(a)
-        pole = None
+        pole = doubt = None
         if crs.is_geographic:
             pole = 0.5 * np.pi / float(crs.axis_info[0].unit_conversion_factor)
-        return cls(first.affine, _transformer(a, b), ~second.affine, _world_width(b), pole)
+        elif transformer is not None and _world_width(a) is None:
+            doubt = 0.1 * _pixel_side(first)
+        return cls(first.affine, transformer, ~second.affine, _world_width(b), pole, doubt)
 
     def project(self, column: _Floats, row: _Floats) -> tuple[_Floats, _Floats]:
         """Coordinates in the second system of pixels of the first; inf where there are none."""
@@ -130,8 +137,13 @@ class _Bridge:
             y = np.clip(y, -self.pole, self.pole)
         if self.transformer is None:
             return x, y
-        x, y = self.transformer.transform(x, y)
-        return np.asarray(x), np.asarray(y)
+        there_x, there_y = self.transformer.transform(x, y)
+        if self.doubt is not None:
+            back_x, back_y = self.transformer.transform(there_x, there_y, direction="INVERSE")
+            with np.errstate(invalid="ignore"):
+                lost = ~(np.abs(back_x - x) + np.abs(back_y - y) <= self.doubt)
+            there_x[lost] = np.inf
+        return there_x, there_y
 
     def pixels(self, x: _Floats, y: _Floats) -> tuple[_Floats, _Floats]:
         """Column and row in the second GeoBox of its coordinates."""
@@ -145,10 +157,15 @@ class _Bridge:
         return [k * turn for k in range(-most, most + 1)]
 
 
+def _pixel_side(geobox: GeoBox) -> float:
+    """Longer side of a pixel in units of its system."""
+    a = geobox.affine
+    return float(max(np.hypot(a.a, a.d), np.hypot(a.b, a.e)))
+
+
 def _pixel_metres(geobox: GeoBox) -> float:
     """Longer side of a pixel in m, roughly."""
-    a = geobox.affine
-    return float(max(np.hypot(a.a, a.d), np.hypot(a.b, a.e))) * _metres_per_unit(str(geobox.crs))
+    return _pixel_side(geobox) * _metres_per_unit(str(geobox.crs))
 
 
 def pixels_per_cell(source: GeoBox, target: GeoBox) -> float | None:
@@ -223,14 +240,18 @@ def place_tiles(
         held = np.where(finite[:, None, None], points, 0.0)
         nodes = held[:, :, :9].reshape(-1, 2, 3, 3)
         poly = _TO_POWERS @ nodes @ _TO_POWERS.T
-        error = np.abs(np.einsum("tkij,ip,jp->tkp", poly, _CHECK_Y, _CHECK_X) - held[:, :, 9:])
+        guess = np.einsum("tkij,ip,jp->tkp", poly, _CHECK_Y, _CHECK_X)
+        error = np.abs(guess - held[:, :, 9:]).max(axis=(1, 2))
         low = np.where(images[:, None], points, np.inf).min(axis=2)
         high = np.where(images[:, None], points, -np.inf).max(axis=2)
         extent = (high - low).max(axis=1)
         quads = np.maximum(size, np.exp2(np.ceil(np.log2(_quads_needed(nodes)))))
-        exact = (error.max(axis=(1, 2)) <= _TOLERANCE) & (quads <= TILE_QUADS)
-        smallest = size <= _SMALLEST_SMOOTH or ((size < 1) & (extent <= _ENOUGH))
-        ready = finite & (exact | smallest)
+        exact = (error <= _TOLERANCE) & (quads <= TILE_QUADS)
+        small = (size < 1) & (extent <= _ENOUGH)
+        ready = finite & (exact | small)
+        if size <= _SMALLEST:  # a pole that the target's projection cannot show is left out
+            finite &= error <= _ENOUGH
+            ready = finite
         # how far a tile reaches beyond its control points: known where it is a polynomial
         bulge = sum(np.abs(np.diff(nodes, 2, axis)).max(axis=(1, 2, 3)) for axis in (2, 3)) / 8
         far = np.where(finite, extent / 2, 4 * size * metres / _pixel_metres(target)) + 1
@@ -247,6 +268,8 @@ def place_tiles(
             found.append((poly_here, place, count))
         unsure = size * metres > _SURE_METRES
         again = ~ready & (near | unsure)
+        if size <= _SMALLEST:
+            break
         if size <= _SMALLEST_BROKEN:
             again &= finite
         size /= 2

@@ -220,6 +220,18 @@ class _Block:
     transform: str | None
 
 
+def _on_grid(data: xr.DataArray, geobox: GeoBox) -> bool:
+    """Whether the coordinates that there are lie within a tenth of a pixel of the GeoBox's."""
+    if not geobox.axis_aligned:
+        return True
+    for dim, axis in zip(data.odc.spatial_dims, geobox.coordinates.values(), strict=True):
+        if dim in data.coords and data[dim].dtype.kind in "fiu":
+            off = np.abs(np.asarray(data[dim].values, dtype=np.float64) - axis.values)
+            if not off.max() <= 0.1 * abs(axis.resolution):
+                return False
+    return True
+
+
 def _source(data: xr.DataArray) -> _Source:
     import odc.geo.xr  # noqa: F401  (registers .odc)
 
@@ -240,10 +252,11 @@ def _source(data: xr.DataArray) -> _Source:
     if isinstance(geobox, GCPGeoBox):
         msg = f"{name} is placed by ground control points; geocode it to a regular grid first"
         raise ValueError(msg)
-    if geobox is None:
+    if geobox is None or not _on_grid(data, geobox):
         msg = (
-            f"{name} is not on a regular grid: its coordinates are missing, unevenly spaced or "
-            "a single one; expected evenly spaced y and x, or a GeoTransform in spatial_ref"
+            f"{name} is not on a regular grid: its coordinates are missing, unevenly spaced, a "
+            "single one, or not those of the GeoTransform in spatial_ref; expected evenly spaced "
+            "y and x"
         )
         raise ValueError(msg)
     if data.dtype.kind not in "fiub":
@@ -316,8 +329,8 @@ def _eager(sources: Sequence[_Source], geobox: GeoBox, transform: str | None) ->
     return _block_mean(_Block(geobox, tuple(parts), lead, transform), arrays)
 
 
-def _default_chunk(sources: Sequence[_Source], geobox: GeoBox) -> int:
-    """Side in cells of a chunk of the target that needs about one chunk of a source."""
+def _default_chunks(sources: Sequence[_Source], geobox: GeoBox) -> tuple[int, int]:
+    """Rows and columns of a chunk of the target that needs about one chunk of a source."""
     least, largest = _CHUNK_CELLS
     side = largest
     for source in sources:
@@ -326,7 +339,9 @@ def _default_chunk(sources: Sequence[_Source], geobox: GeoBox) -> int:
             pixels = max(_CHUNK_PIXELS, *(max(c) for c in source.array.chunks[-2:]))
             side = min(side, int(pixels / scale))
     lead = max(int(np.prod([max(c) for c in s.array.chunks[:-2]], dtype=int)) for s in sources)
-    return max(min(side, int(np.sqrt(_CHUNK_BYTES / 16 / max(lead, 1)))), least)
+    side = max(min(side, int(np.sqrt(_CHUNK_BYTES / 16 / max(lead, 1)))), least)
+    rows, columns = (-(-n // -(-n // side)) for n in geobox.shape)  # of nearly equal size
+    return rows, columns
 
 
 def _pieces(windows: Sequence[Window], chunks: Any) -> Iterator[tuple[int, int, Window, Window]]:
@@ -356,7 +371,7 @@ def _lazy(
     lead_chunks = arrays[0].chunks[:-2]
     arrays = [a.rechunk({k: c for k, c in enumerate(lead_chunks)}) for a in arrays]
     sources = [replace(s, array=a) for s, a in zip(sources, arrays, strict=True)]
-    size = _default_chunk(sources, geobox) if chunks is None else chunks
+    size = _default_chunks(sources, geobox) if chunks is None else chunks
     y_chunks, x_chunks = da.core.normalize_chunks(size, shape=tuple(geobox.shape))
     y, x = (np.concatenate([[0], np.cumsum(c)]).astype(int) for c in (y_chunks, x_chunks))
     boxes = [
