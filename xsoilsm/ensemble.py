@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ensemble",
+    "EnsembleWarning",
     "WeightsError",
     "data_dir",
     "get_ensemble",
@@ -60,6 +61,10 @@ CARD = "card.yaml"
 _log = logging.getLogger(__name__)
 _loaded: dict[str, tuple[State, ...]] = {}
 _loading = threading.Lock()
+
+
+class EnsembleWarning(UserWarning):
+    """An installed ensemble cannot be used and is passed over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,10 +312,14 @@ def _known_cards() -> Iterator[_Known]:
         try:
             card = read_card(path)
         except CatalogError as error:
-            warnings.warn(f"an installed ensemble is left out: {error}", stacklevel=3)
+            warnings.warn(
+                f"an installed ensemble is left out: {error}", EnsembleWarning, stacklevel=3
+            )
             continue
         if card.name in names:
-            warnings.warn(f"{path} is left out: {card.name!r} exists already", stacklevel=3)
+            warnings.warn(
+                f"{path} is left out: {card.name!r} exists already", EnsembleWarning, stacklevel=3
+            )
             continue
         names.add(card.name)
         yield card, path.parent, path
