@@ -3,6 +3,9 @@
 One job: turn projections into numbers. `place_tiles` gives polynomials that map tiles of source
 pixels to target cells, for the compiled loops; `find_windows` gives the part of a source that a
 block of target cells needs. No pixel values here.
+
+Places come from the way source to target alone: the opposite way is a series in PROJ for
+EASE-Grid 2.0 and misses its own forward formula by up to 1.7 mm, 2e-5 of a 100 m cell.
 """
 
 from __future__ import annotations
@@ -34,14 +37,13 @@ _SMALLEST_BROKEN = 1 / 8  # the same at a projection's edge, where points have n
 _ENOUGH = 0.25  # target cells: a tile of this size is refined no further
 
 # Control points of a tile, and two points between them where the third-order error of a
-# quadratic interpolation is largest; along one diagonal and the other errors cannot cancel.
+# quadratic interpolation is largest; at one of the two, errors along x and y add up.
 _THREE = np.array([0.0, 0.5, 1.0])
 _WORST = 0.5 - np.sqrt(1 / 12)
 _AT_X = np.array([*np.tile(_THREE, 3), _WORST, 1 - _WORST])
 _AT_Y = np.array([*np.repeat(_THREE, 3), _WORST, _WORST])
 _TO_POWERS = np.array([[1.0, 0.0, 0.0], [-3.0, 4.0, -1.0], [2.0, -4.0, 2.0]])
 _CHECK_X, _CHECK_Y = _AT_X[9:] ** np.arange(3)[:, None], _AT_Y[9:] ** np.arange(3)[:, None]
-_CENTRE = 4
 _LATTICE = 9  # points along each side of a block of target cells when its window is sought
 
 
@@ -88,6 +90,15 @@ def _world_width(text: str) -> float | None:
 
 
 @lru_cache(maxsize=64)
+def _answers_beyond_rim(text: str) -> bool:
+    """Whether PROJ may give points off the map an image (sinusoidal, conic), for all we know."""
+    operation = _plane_crs(text).coordinate_operation
+    method = "" if operation is None else operation.method_name
+    honest = ("Transverse Mercator", "Stereographic", "Azimuthal")
+    return _world_width(text) is None and not any(name in method for name in honest)
+
+
+@lru_cache(maxsize=64)
 def _metres_per_unit(text: str) -> float:
     crs = _plane_crs(text)
     factor = float(crs.axis_info[0].unit_conversion_factor) if crs.axis_info else 1.0
@@ -126,7 +137,7 @@ class _Bridge:
         pole = doubt = None
         if crs.is_geographic:
             pole = 0.5 * np.pi / float(crs.axis_info[0].unit_conversion_factor)
-        elif transformer is not None and _world_width(a) is None:
+        elif transformer is not None and _answers_beyond_rim(a):
             doubt = 0.1 * _pixel_side(first)
         return cls(first.affine, transformer, ~second.affine, _world_width(b), pole, doubt)
 
@@ -231,10 +242,12 @@ def place_tiles(
     found: list[tuple[_Floats, _Floats, npt.NDArray[np.int64]]] = []
     while row.size:
         x, y = bridge.project(column[:, None] + size * _AT_X, row[:, None] + size * _AT_Y)
-        with np.errstate(invalid="ignore"):
-            if bridge.width is not None:
-                x = x - bridge.width * np.round((x - x[:, _CENTRE, None]) / bridge.width)
-            points = np.stack(bridge.pixels(x, y), axis=1)
+        if bridge.width is not None:  # no tile is torn by the seam of the globe
+            some = np.argmax(np.isfinite(x), axis=1)[:, None]
+            with np.errstate(invalid="ignore"):
+                turns = np.round((x - np.take_along_axis(x, some, axis=1)) / bridge.width)
+                x = x - bridge.width * turns
+        points = np.stack(bridge.pixels(x, y), axis=1)
         images = np.asarray(np.isfinite(points).all(axis=1))
         finite = np.asarray(images.all(axis=1))
         held = np.where(finite[:, None, None], points, 0.0)
