@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
+# The STAC API that tests start has an environment of its own.
+STAC_VENV := .cache/stac-venv
+READY_STAC := $(STAC_VENV)/.ready
 OUT ?= demo-out
 # Two processes, and each file in one of them, so that what a file prepares is prepared once.
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -19,7 +22,7 @@ help: ## list the targets
 demo: $(READY) ## map the virtual landscape: COGs, a quicklook and a table in demo-out/
 	$(BIN)/xsoilsm demo -o $(OUT)
 
-test: $(READY) ## run the tests; PYTEST_ARGS="-k cog -x" runs a part
+test: $(READY) $(READY_STAC) ## run the tests; PYTEST_ARGS="-k cog -x" runs a part
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(READY) ## lint, formatting, types, layers, installed packages
@@ -39,7 +42,7 @@ bench: $(READY) ## measure speed and memory
 docs: $(READY_DOCS) ## build the documentation in site/
 	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs site
 
-env: $(READY) ## only set up the environment
+env: $(READY) $(READY_STAC) ## only set up the environment
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
@@ -53,4 +56,9 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY_DOCS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+$(READY_STAC): tests/services/requirements.txt
+	$(PYTHON) -m venv $(STAC_VENV)
+	$(STAC_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
-    monkeypatch.setattr(search, "FIRST_WAIT", 0.01)
-    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
+    monkeypatch.setenv("XSOILSM_HTTP_WAIT", "0.01")
     with serve(tmp_path) as running:
         yield running
 
@@ -168,51 +167,6 @@ def test_lasting_faults_are_not_repeated(world: World, server: Loopback) -> None
     Path(str(world.folder) + path.removeprefix("/files")).unlink()
     with pytest.raises(OSError, match=r"failed after 1 attempt\(s\)"):
         sentinel1.read_acquisition(found, GEOBOX, "raise")
-
-
-# planetary-computer 1.0 defines its models in the manner of pydantic 1.
-@pytest.mark.filterwarnings("ignore:Support for class-based `config`:DeprecationWarning")
-def test_links_are_signed_when_they_are_read(
-    world: World, server: Loopback, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tokens come from a signing service on this machine; the data from a mirror."""
-    import planetary_computer
-    from planetary_computer import sas
-
-    world.radar("2020-06-03T17:40:00", 33000)
-    catalog, segment = over_http(world, server)
-    blob = "https://account.blob.core.windows.net/container"
-    for item in server.items:
-        for asset in item["assets"].values():
-            asset["href"] = asset["href"].replace(f"{server.url}/files", blob)
-    mirror = {blob: f"{server.url}/files"}
-    service = catalog.services["landscape"].model_copy(
-        update={"signing": "planetary-computer", "rewrite": mirror}
-    )
-    catalog = catalog.model_copy(update={"services": {"landscape": service}})
-    tokens: list[str] = []
-
-    def sign(account: str, container: str, **_: Any) -> sas.SASToken:
-        if ("x", "token") not in sas.TOKEN_CACHE:
-            tokens.append(f"token={len(tokens)}")
-            sas.TOKEN_CACHE["x", "token"] = sas.SASToken(  # type: ignore[index]
-                token=tokens[-1], expiry=datetime(2100, 1, 1, tzinfo=UTC)
-            )
-        return sas.TOKEN_CACHE["x", "token"]  # type: ignore[index]
-
-    sas.TOKEN_CACHE.clear()
-    monkeypatch.setattr(sas, "get_token", sign)
-    assert planetary_computer.sign_url(f"{blob}/a").endswith("token=0")
-    sas.TOKEN_CACHE.clear()
-    tokens.clear()
-    server.token = "1"  # the first token counts as expired
-    (found,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
-    assert not tokens
-    assert "token" not in found.slices[0].vv.href
-    result = sentinel1.read_acquisition(found, GEOBOX, "raise")
-    assert np.isfinite(result[0]).any()
-    assert tokens == ["token=0", "token=1"]
-    sas.TOKEN_CACHE.clear()
 
 
 def test_small_files_are_read_with_patience(server: Loopback, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from rasterio.windows import Window
 
 from xsoilsm import regrid
 from xsoilsm.facts import Band
-from xsoilsm.sources.search import Access, readable_href, with_retries
+from xsoilsm.sources.access import Access, ask, readable_href
+from xsoilsm.sources.transport import RequestFailed, is_web, patience, with_retries
 
 __all__ = [
     "BLOCK",
@@ -46,9 +47,9 @@ Floats = npt.NDArray[np.float32]
 _GDAL = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_CONNECTTIMEOUT": "15",
-    "GDAL_HTTP_TIMEOUT": "60",
-    "GDAL_HTTP_MAX_RETRY": "3",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    # Attempts are counted in one place; GDAL's own would come on top, without regard to the
+    # pause that a server asks for, and they write signed links into the log.
+    "GDAL_HTTP_MAX_RETRY": "0",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
     "VSI_CACHE": "TRUE",
@@ -130,12 +131,7 @@ class NativeReader:
         self._files: list[Any] = []
 
     def __enter__(self) -> NativeReader:
-        with_retries(
-            self._open,
-            f"opening {self._rasters[0].href}",
-            passing=self._is_passing,
-            access=self._rasters[0].access,
-        )
+        with_retries(self._open, f"opening {self._rasters[0].href}", passing=self._is_passing)
         grids = [_geobox_of(file, raster) for file, raster in self._pairs()]
         if any(grid != grids[0] for grid in grids):
             self.close()
@@ -184,10 +180,16 @@ class NativeReader:
                 return [file.read(1, window=patch.window) for file in self._files]
 
         what = f"reading {self._rasters[0].href} at row {patch.row}, column {patch.column}"
-        return with_retries(read, what, passing=self._is_passing, access=self._rasters[0].access)
+        return with_retries(read, what, passing=self._is_passing)
 
     def _open(self, attempt: int) -> None:
         self.close()
+        if attempt:
+            # GDAL does not tell what a server answered. Ask it for a byte: that renews a
+            # signature, obeys a pause that the server names, and tells a fault that lasts.
+            for raster in self._rasters:
+                if is_web(readable_href(raster.href, raster.access)):
+                    ask(raster.href, raster.access, (0, 1))
         with rasterio.Env(**_settings(attempt, self._rasters)):
             for raster in self._rasters:
                 link = readable_href(raster.href, raster.access)
@@ -199,6 +201,8 @@ class NativeReader:
 
     def _is_passing(self, error: Exception) -> bool:
         """Remote faults may pass; a file on this machine does not change by waiting."""
+        if isinstance(error, RequestFailed):
+            return error.is_passing
         remote = any("://" in raster.href for raster in self._rasters)
         lasting = _LASTING.search(str(error)) is not None
         return remote and isinstance(error, RasterioError | OSError) and not lasting
@@ -206,6 +210,13 @@ class NativeReader:
 
 def _settings(attempt: int, rasters: Sequence[Raster]) -> dict[str, str]:
     settings = {name: value for name, value in _GDAL.items() if name not in os.environ}
+    if "XSOILSM_HTTP_TIMEOUT" in os.environ or "GDAL_HTTP_TIMEOUT" not in os.environ:
+        settings["GDAL_HTTP_TIMEOUT"] = f"{patience().timeout:g}"
+    if any(raster.access.signing == "netrc" for raster in rasters):
+        # A login answers with cookies; they stay in memory. GDAL finds ~/.netrc by itself.
+        settings["GDAL_HTTP_COOKIEFILE"] = ""
+        if "NETRC" in os.environ:
+            settings["GDAL_HTTP_NETRC_FILE"] = os.environ["NETRC"]
     if attempt and any("://" in raster.href for raster in rasters):
         # GDAL remembers a failed request as a missing file: go around its cache.
         settings["CPL_VSIL_CURL_NON_CACHED"] = "/vsicurl/"

@@ -1,22 +1,15 @@
-"""Step 3 of 7 (load): find items, make their links readable, try again after passing faults.
+"""Step 3 of 7 (load): find items by place and time, in STAC APIs and in static catalogs.
 
 Items are searched when a cube is set up; only small frozen records of them enter the graph.
-Links are signed when they are read, never before, because signatures expire within the hour.
+How their links are read is the matter of :mod:`xsoilsm.sources.access`.
 """
 
 from __future__ import annotations
 
-import logging
-import random
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +17,15 @@ import numpy.typing as npt
 from xsoilsm import grid
 from xsoilsm.catalog import CatalogError
 from xsoilsm.facts import Service
+from xsoilsm.sources.access import (
+    Access,
+    access_of,
+    read_bytes,
+    readable_href,
+    renew_access,
+    with_retries,
+)
+from xsoilsm.sources.transport import patience, redacted
 
 if TYPE_CHECKING:
     import pystac
@@ -48,160 +50,8 @@ __all__ = [
     "with_retries",
 ]
 
-logger = logging.getLogger(__name__)
-
 Bounds = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
-
-TRIES = 4
-"""Attempts at one request before it counts as failed."""
-
-FIRST_WAIT = 0.5
-"""Pause in s before the second attempt; it doubles from one to the next."""
-
-TIME_LIMIT = 60.0
-"""Longest wait in s for one answer of a service."""
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Access:
-    """How the links of one service are made readable.
-
-    Parameters
-    ----------
-    signing : {"none", "planetary-computer"}
-    rewrite : tuple of (str, str)
-        Beginnings of links and what replaces them, after signing.
-    """
-
-    signing: str = "none"
-    rewrite: tuple[tuple[str, str], ...] = ()
-
-
-def access_of(service: Service) -> Access:
-    """Access to the assets of a service. Lazy: reads nothing."""
-    return Access(service.signing, tuple(sorted(service.rewrite.items())))
-
-
-def readable_href(href: str, access: Access) -> str:
-    """Sign a link and put mirrors in place.
-
-    May ask the signing service for a token; tokens are kept until they are about to expire.
-
-    Parameters
-    ----------
-    href : str
-    access : Access
-
-    Returns
-    -------
-    str
-    """
-    if access.signing == "planetary-computer":
-        import planetary_computer
-
-        href = str(planetary_computer.sign_url(href))
-    for old, new in access.rewrite:
-        if href.startswith(old):
-            return new + href[len(old) :]
-    return href
-
-
-def renew_access(access: Access) -> None:
-    """Forget tokens, so that the next link is signed anew (after a refusal)."""
-    if access.signing == "planetary-computer":
-        from planetary_computer import sas
-
-        sas.TOKEN_CACHE.clear()
-
-
-def with_retries(
-    action: Callable[[int], _T],
-    what: str,
-    *,
-    passing: Callable[[Exception], bool],
-    access: Access | None = None,
-) -> _T:
-    """Do something, and try again after faults that may pass.
-
-    Parameters
-    ----------
-    action : callable
-        Gets the number of the attempt, from 0.
-    what : str
-        What is being done, for messages.
-    passing : callable
-        Tells whether an exception may be gone the next time.
-    access : Access, optional
-        Its tokens are renewed before a second attempt.
-
-    Returns
-    -------
-    object
-        What `action` returns.
-
-    Raises
-    ------
-    OSError
-        When the last attempt failed, or at once for a fault that lasts. The cause is chained.
-    """
-    for attempt in range(TRIES):
-        try:
-            return action(attempt)
-        except Exception as error:
-            last = attempt == TRIES - 1
-            if last or not passing(error):
-                msg = f"{what} failed after {attempt + 1} attempt(s): {error}"
-                raise OSError(msg) from error
-            logger.info("%s: attempt %d failed: %s", what, attempt + 1, error)
-            if access is not None:
-                renew_access(access)
-            # Spread over half to the whole pause, so that tasks do not return all at once.
-            time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.0))
-    raise AssertionError  # the loop returns or raises
-
-
-def read_bytes(href: str, access: Access) -> bytes:
-    """Read a small file whole, for instance an annotation. Computes: reads the file.
-
-    Parameters
-    ----------
-    href : str
-        Path, or ``file:``, ``http:`` or ``https:`` link.
-    access : Access
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    OSError
-        When it cannot be read.
-    """
-
-    def read(_: int) -> bytes:
-        link = readable_href(href, access)
-        if "://" not in link:
-            return Path(link).read_bytes()
-        scheme = urllib.parse.urlsplit(link).scheme
-        if scheme not in ("file", "http", "https"):
-            msg = f"cannot read {scheme}:// links"
-            raise ValueError(msg)
-        with urllib.request.urlopen(link, timeout=TIME_LIMIT) as answer:
-            return bytes(answer.read())
-
-    return with_retries(read, f"reading {href}", passing=_is_passing_http, access=access)
-
-
-def _is_passing_http(error: Exception) -> bool:
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code in (403, 408, 429) or error.code >= 500
-    if isinstance(error, urllib.error.URLError):
-        return not isinstance(error.reason, FileNotFoundError)
-    return isinstance(error, ConnectionError | TimeoutError)
 
 
 def find_items(
@@ -240,7 +90,7 @@ def find_items(
     except CatalogError:
         raise
     except (OSError, ValueError, KeyError, pystac.STACError, pystac.STACTypeError) as error:
-        msg = f"{service.href}: search for '{collection}' failed: {error}"
+        msg = f"{service.href}: search for '{collection}' failed: {redacted(str(error))}"
         raise CatalogError(msg) from error
     return sorted(found, key=lambda item: (item_span(item)[0], item.id))
 
@@ -254,7 +104,7 @@ def _search_api(
 
     try:
         client = pystac_client.Client.open(
-            service.href, stac_io=StacApiIO(timeout=TIME_LIMIT, max_retries=TRIES)
+            service.href, stac_io=StacApiIO(timeout=patience().timeout, max_retries=_retries())
         )
         search = client.search(
             collections=[collection],
@@ -266,6 +116,28 @@ def _search_api(
     except APIError as error:
         msg = f"{service.href}: search for '{collection}' failed: {error}"
         raise CatalogError(msg) from error
+
+
+def _retries() -> Any:
+    """Rules by which requests to a STAC API are repeated: those of all other reads."""
+    from urllib3 import BaseHTTPResponse, Retry
+
+    chosen = patience()
+
+    class Patient(Retry):
+        """Obeys a pause that the server asks for, within the limit."""
+
+        def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+            asked: float | None = super().get_retry_after(response)
+            return None if asked is None else min(asked, chosen.limit)
+
+    return Patient(
+        total=chosen.tries - 1,
+        backoff_factor=chosen.wait,
+        status_forcelist=(403, 408, 425, 429, 500, 502, 503, 504),
+        allowed_methods=None,  # a search is a POST, and as safe to repeat as a GET
+        raise_on_status=False,  # the answer says more
+    )
 
 
 def _search_static(
