@@ -7,6 +7,7 @@ other means. Region: 3 km in southern France, UTM zone 31.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -69,11 +70,12 @@ def write_tiff(
 
 def annotation(lon: Iterable[float], lat: Iterable[float]) -> str:
     points = "".join(
-        f"<geolocationGridPoint><latitude>{la!r}</latitude><longitude>{lo!r}</longitude>"
+        f"<geolocationGridPoint><line>{100 * i}</line><pixel>{100 * j}</pixel>"
+        f"<latitude>{la!r}</latitude><longitude>{lo!r}</longitude>"
         f"<height>0.0</height><incidenceAngle>{float(incidence(lo, la))!r}</incidenceAngle>"
         "</geolocationGridPoint>"
-        for lo in map(float, lon)
-        for la in map(float, lat)
+        for j, lo in enumerate(map(float, lon))
+        for i, la in enumerate(map(float, lat))
     )
     return (
         "<?xml version='1.0'?><product><geolocationGrid><geolocationGridPointList>"
@@ -160,6 +162,9 @@ class World:
         path = Path(__file__).parents[1] / "catalogs" / "demo.yaml"
         content = yaml.safe_load(path.read_text())
         content["name"] = "world"
+        content["sources"]["radar"][0]["sigma0_from"] = "rtc-flat"
+        if "esa-worldcover" not in self.items:
+            content["sources"].pop("landcover", None)
         content["services"]["landscape"]["href"] = str(self.folder / "catalog.json")
         content |= changes
         file = self.folder / "world.yaml"
@@ -261,6 +266,8 @@ class World:
         version: int = 1,
         tile: int = 18,
         columns: tuple[int, int] = (0, 40),
+        reliability: int | np.ndarray[Any, Any] | None = None,
+        crs: str = SINUSOIDAL,
     ) -> None:
         """Write one composite, 40 x 40 pixels of the true lattice; `value` is stored as it is.
 
@@ -276,7 +283,14 @@ class World:
         )
         data = np.broadcast_to(np.asarray(value, dtype=np.int16), (40, 40))
         data = data[:, slice(*columns)].copy()
-        file = write_tiff(self.folder / "data" / f"{name}.tif", data, transform, SINUSOIDAL)
+        file = write_tiff(self.folder / "data" / f"{name}.tif", data, transform, crs)
+        assets = {"250m_16_days_NDVI": {"href": str(file)}}
+        if reliability is not None:
+            classes = np.broadcast_to(np.asarray(reliability, dtype=np.int8), (40, 40))
+            classes = classes[:, slice(*columns)].copy()
+            place = self.folder / "data" / f"{name}_reliability.tif"
+            write_tiff(place, classes, transform, crs, nodata=-1)
+            assets["250m_16_days_pixel_reliability"] = {"href": str(place)}
         self.add(
             "modis-13Q1-061",
             name,
@@ -290,7 +304,7 @@ class World:
                 "modis:horizontal-tile": tile,
                 "modis:vertical-tile": 4,
             },
-            {"250m_16_days_NDVI": {"href": str(file)}},
+            assets,
         )
 
     # -- weather -------------------------------------------------------------------------
@@ -349,26 +363,132 @@ class World:
                 },
             )
 
+    def land_weather(
+        self,
+        first: date,
+        last: date,
+        temperature: Any,
+        rain: Any,
+        *,
+        sea: Any = None,
+        name: str = "era5-land-v0.zarr",
+        bounds: tuple[float, float, float, float] = (4.5, 43.0, 5.5, 44.0),
+    ) -> Path:
+        """Write one store of 0.1 degrees in the form of ERA5-Land on the Earth Data Hub.
+
+        Parameters
+        ----------
+        first, last : date
+            Days of which the store holds all hours from 00 to 23 UTC.
+        temperature, rain : callable
+            As for :meth:`weather`; the rain is stored as it accumulates from 00 UTC on.
+        sea : callable, optional
+            Of lat and lon: where the store has no values.
+        bounds : (west, south, east, north)
+            Outermost points of the grid.
+        """
+        stamps = np.arange(
+            np.datetime64(first, "h"), np.datetime64(last, "h") + 24, dtype="datetime64[h]"
+        ).astype("datetime64[ns]")
+        west, south, east, north = bounds
+        lat = np.round(np.arange(north, south - 0.05, -0.1), 1)
+        lon = np.round(np.arange(west, east + 0.05, 0.1), 1)
+        mesh = stamps[:, None, None], lat[None, :, None], lon[None, None, :]
+        shape = stamps.size, lat.size, lon.size
+        warm = np.broadcast_to(temperature(*mesh), shape).astype(np.float32)
+        fallen = np.broadcast_to(rain(*mesh), shape).astype(np.float64)
+        total = np.zeros(shape)
+        hour = stamps.astype("datetime64[h]").astype(int) % 24
+        for k in range(stamps.size):
+            total[k] = fallen[k] if hour[k] == 1 or k == 0 else total[k - 1] + fallen[k]
+        if sea is not None:
+            wet = np.broadcast_to(sea(lat[:, None], lon[None, :]), shape[1:])
+            warm[:, wet] = np.nan
+            total[:, wet] = np.nan
+        dims = ("valid_time", "latitude", "longitude")
+        data = xr.Dataset(
+            {
+                "t2m": (dims, warm, {"units": "K"}),
+                "tp": (dims, total.astype(np.float32), {"units": "m"}),
+            },
+            {
+                "valid_time": stamps,
+                "latitude": lat,
+                "longitude": lon % 360,
+                "number": 0,
+            },
+        )
+        path = self.folder / "data" / name
+        chunks = {"chunks": (360, 6, 6)}
+        with warnings.catch_warnings():
+            # Zarr 3 has consolidated metadata in practice, not yet on paper.
+            warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+            encoding = {"t2m": chunks, "tp": chunks}
+            data.to_zarr(path, zarr_format=3, consolidated=True, encoding=encoding)
+        return path
+
     # -- ground --------------------------------------------------------------------------
 
-    def dem(self, heights: Any, bounds: tuple[float, float, float, float] | None = None) -> None:
-        """Write a tile of 1 arc second; `heights` is a function of lon and lat in degrees."""
+    def dem(
+        self,
+        heights: Any,
+        bounds: tuple[float, float, float, float] | None = None,
+        *,
+        collection: str = "nasadem",
+        asset: str = "elevation",
+        width: float = 1.0,
+    ) -> None:
+        """Write a tile; `heights` is a function of lon and lat in degrees.
+
+        Pixels are 1 arc second high and `width` arc seconds wide.
+        """
         west, south, east, north = bounds or (4.9, 43.4, 5.1, 43.6)
-        step = 1 / 3600
-        columns, rows = round((east - west) / step) + 1, round((north - south) / step) + 1
-        transform = Affine(step, 0, west - step / 2, 0, -step, north + step / 2)
-        lon = west + step * np.arange(columns)
+        step, across = 1 / 3600, width / 3600
+        columns, rows = round((east - west) / across) + 1, round((north - south) / step) + 1
+        transform = Affine(across, 0, west - across / 2, 0, -step, north + step / 2)
+        lon = west + across * np.arange(columns)
         lat = north - step * np.arange(rows)
         data = np.asarray(heights(lon[None, :], lat[:, None]), dtype=np.float32)
         data = np.broadcast_to(data, (rows, columns)).copy()
-        name = f"dem_{len(self.items.get('nasadem', ()))}"
+        name = f"dem_{len(self.items.get(collection, ()))}"
+        if collection != "nasadem":
+            name = f"{collection}_{name}"
         file = write_tiff(self.folder / "data" / f"{name}.tif", data, transform, "EPSG:4326")
         self.add(
-            "nasadem",
+            collection,
             name,
             (west, south, east, north),
             {"datetime": "2000-02-20T00:00:00Z"},
-            {"elevation": {"href": str(file)}},
+            {asset: {"href": str(file)}},
+        )
+
+    def cover(
+        self,
+        classes: Any,
+        bounds: tuple[float, float, float, float] = (4.9, 43.4, 5.1, 43.6),
+        *,
+        year: int = 2021,
+        name: str = "",
+        pixels_per_degree: int = 3000,
+    ) -> None:
+        """Write a tile of land cover; `classes` gives the array (y, x) of a shape."""
+        west, south, east, north = bounds
+        step = 1 / pixels_per_degree
+        shape = round((north - south) / step), round((east - west) / step)
+        data = np.ascontiguousarray(classes(shape), dtype=np.uint8)
+        transform = Affine(step, 0, west, 0, -step, north)
+        name = name or f"cover_{year}_{len(self.items.get('esa-worldcover', ()))}"
+        file = write_tiff(self.folder / "data" / f"{name}.tif", data, transform, "EPSG:4326", 0)
+        self.add(
+            "esa-worldcover",
+            name,
+            bounds,
+            {
+                "datetime": None,
+                "start_datetime": f"{year}-01-01T00:00:00Z",
+                "end_datetime": f"{year}-12-31T23:59:59Z",
+            },
+            {"map": {"href": str(file)}},
         )
 
     def soil(self, sand: Any = 412, clay: Any = 233, density: Any = 131) -> None:

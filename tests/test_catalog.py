@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import date, timedelta
+from itertools import pairwise
 from pathlib import Path
 from subprocess import run
 from typing import Any
@@ -41,16 +42,169 @@ def edited(tmp_path: Path) -> Callable[[Edit], Path]:
     return write
 
 
-def test_shipped_catalogs_are_whole() -> None:
-    assert {"demo", "planetary-computer"} <= set(list_catalogs())
-    catalog = open_catalog("planetary-computer")
-    assert catalog.sources["radar"][0].collection == "sentinel-1-rtc"
-    assert catalog.service_of(catalog.sources["radar"][0]).signing == "planetary-computer"
-    for sources in catalog.sources.values():
+REMOTE = (
+    "digital-earth-africa",
+    "earth-data-hub",
+    "earth-search",
+    "opera",
+    "planetary-computer",
+    "planetary-computer-grd",
+)
+
+
+def test_all_catalogs_are_listed() -> None:
+    assert list_catalogs() == sorted([*REMOTE, "demo"])
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_shipped_catalogs_are_whole(name: str) -> None:
+    catalog = open_catalog(name)
+    assert catalog.name == name
+    for service in catalog.services.values():
+        assert len(service.source) > 10
+    for group, sources in catalog.sources.items():
         for source in sources:
-            assert source.licence
-            assert source.citation
-            assert source.source
+            assert source.licence, group
+            assert source.citation, group
+            # Where it was learnt, and how sure it is.
+            assert len(source.source) > 10, group
+            assert "doi" in source.citation or "Sentinel" in source.citation
+    # No day since the satellites fly is without a source.
+    for group in ("radar", "ndvi", "weather"):
+        span = catalog.segments(group, date(2018, 1, 1), date(2030, 1, 1))
+        assert (span[0].start, span[-1].end) == (date(2018, 1, 1), date(2030, 1, 1))
+        for before, after in pairwise(span):
+            assert after.start == before.end + timedelta(1)
+
+
+def test_weather_of_the_planetary_computer_goes_on_elsewhere() -> None:
+    catalog = open_catalog("planetary-computer")
+    before, after = catalog.segments("weather", date(2020, 12, 1), date(2021, 2, 1))
+    assert (before.source.collection, str(before.end)) == ("era5-pds", "2020-12-31")
+    assert (after.source.collection, str(after.start)) == ("era5-land-v0.zarr", "2021-01-01")
+    assert catalog.service_of(before.source).signing == "planetary-computer"
+    assert catalog.service_of(after.source).signing == "netrc"
+    assert catalog.service_of(after.source).kind == "zarr"
+    radar = catalog.sources["radar"]
+    assert [s.kind for s in radar] == ["sentinel1-rtc", "sentinel1-grd"]
+
+
+def test_opera_names_tell_what_items_do_not_state() -> None:
+    import re
+
+    source: Any = open_catalog("opera").sources["radar"][0]
+    name = "OPERA_L2_RTC-S1_T035-073251-IW2_20240113T020816Z_20240113T113128Z_S1A_30_v1.0"
+    static = "OPERA_L2_RTC-S1-STATIC_T035-073251-IW2_20140403_S1A_30_v1.0"
+    found = {key: re.search(key, name) for key in (source.relative_orbit_key, source.platform_key)}
+    assert [m and m[1] for m in found.values()] == ["035", "S1A"]
+    burst = {m and m[1] for m in (re.search(source.static_key, n) for n in (name, static))}
+    assert burst == {"T035-073251-IW2"}
+
+
+# -- catalogs that take sources from others ----------------------------------------------
+
+
+def write(path: Path, **changes: Any) -> Path:
+    """Write a catalog that takes everything from the Planetary Computer's, but for changes."""
+    groups = ("radar", "ndvi", "weather", "terrain", "soil")
+    sources: dict[str, Any] = {group: {"catalog": "planetary-computer"} for group in groups}
+    content = {
+        "version": 1,
+        "name": path.stem,
+        "title": "test",
+        "services": changes.pop("services", {}),
+        "sources": {**sources, **changes},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_groups_are_taken_from_other_catalogs(tmp_path: Path) -> None:
+    mine = open_catalog(
+        write(
+            tmp_path / "mine.yaml",
+            weather=[{"catalog": "earth-data-hub", "start": date(2018, 1, 1)}],
+            radar=[
+                {"catalog": "opera", "end": date(2020, 6, 30)},
+                {"catalog": "planetary-computer", "start": date(2020, 7, 1)},
+            ],
+        )
+    )
+    other = open_catalog("planetary-computer")
+    for group in ("ndvi", "terrain", "soil"):
+        assert mine.sources[group] == other.sources[group]
+    (weather,) = mine.sources["weather"]
+    assert (str(weather.start), weather.end) == ("2018-01-01", None)
+    assert [(s.collection, str(s.start), str(s.end)) for s in mine.sources["radar"]] == [
+        ("OPERA_L2_RTC-S1_V1_1", "2016-04-14", "2020-06-30"),
+        ("sentinel-1-rtc", "2020-07-01", "None"),
+        ("sentinel-1-grd", "2020-07-01", "None"),
+    ]
+    assert set(mine.services) == {"planetary-computer", "soilgrids", "earth-data-hub", "asf"}
+    assert mine.service_of(mine.sources["soil"][0]).is_local
+    assert Path(mine.services["soilgrids"].href).is_file()
+    here = "http://127.0.0.1:8082"
+    moved = open_catalog(tmp_path / "mine.yaml", endpoints={"earth-data-hub": here})
+    assert moved.service_of(moved.sources["weather"][0]).href == here
+
+
+def test_days_outside_of_the_limits_are_left_out(tmp_path: Path) -> None:
+    limits = {"catalog": "planetary-computer", "end": date(2015, 1, 1)}
+    catalog = open_catalog(write(tmp_path / "early.yaml", weather=limits))
+    assert [s.collection for s in catalog.sources["weather"]] == ["era5-pds"]  # Land begins later
+
+
+def test_paths_are_taken_from_the_file_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(tmp_path / "deep" / "base.yaml", ndvi={"catalog": "planetary-computer"})
+    content = yaml.safe_load((catalogs_dir() / "planetary-computer.yaml").read_text())
+    soil = content["sources"]["soil"][0] | {"service": "planetary-computer"}
+    service = {"kind": "stac-static", "href": "here/catalog.json", "source": "mine"}
+    write(tmp_path / "deep" / "base.yaml", soil=[soil], services={"planetary-computer": service})
+    path = write(tmp_path / "top.yaml", soil={"catalog": "deep/base.yaml"})
+    with pytest.raises(CatalogError, match=r"deep/here/catalog\.json does not exist"):
+        open_catalog(path)
+    (tmp_path / "deep" / "here").mkdir()
+    (tmp_path / "deep" / "here" / "catalog.json").write_text("{}")
+    catalog = open_catalog(path)
+    # Two services of one name are told apart by their catalog.
+    used = catalog.sources["soil"][0].service
+    assert used == "base/planetary-computer"
+    assert catalog.services[used].href == str(tmp_path / "deep" / "here" / "catalog.json")
+    assert catalog.service_of(catalog.sources["radar"][0]).kind == "stac-api"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ndvi": {"catalog": "nowhere"}}, r"no catalog is named 'nowhere'; known catalogs: demo"),
+        (
+            {"ndvi": [{"catalog": "planetary-computer", "colour": 1}]},
+            r"mine\.yaml: sources\.ndvi\.0\.colour: unknown key",
+        ),
+        (
+            {"ndvi": {"catalog": "planetary-computer", "start": "June"}},
+            r"mine\.yaml: sources\.ndvi\.0\.start",
+        ),
+        ({"ndvi": {"catalog": "mine.yaml"}}, r"sources\.ndvi: the catalogs refer .* circle"),
+        (
+            {"weather": {"catalog": "earth-data-hub", "end": date(1940, 1, 1)}},
+            r"sources: expected the groups .* missing: weather",
+        ),
+    ],
+)
+def test_bad_references_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CatalogError, match=message):
+        open_catalog(write(tmp_path / "mine.yaml", **changes))
+
+
+def test_a_borrowed_file_is_checked_too(tmp_path: Path) -> None:
+    other = write(tmp_path / "other.yaml")
+    with pytest.raises(CatalogError, match=r"other\.yaml has no sources of landcover to take"):
+        open_catalog(write(tmp_path / "mine.yaml", landcover={"catalog": "other.yaml"}))
+    other.write_text(other.read_text().replace("version: 1", "version: 9"))
+    with pytest.raises(CatalogError, match=r"other\.yaml: version: found 9"):
+        open_catalog(write(tmp_path / "mine.yaml", ndvi={"catalog": "other.yaml"}))
 
 
 def test_real_items_have_the_assets_that_the_catalog_names(shared: Path) -> None:
@@ -115,13 +269,33 @@ def test_nothing_heavy_is_imported() -> None:
         (lambda c: c["sources"].update(snow=c["sources"]["soil"]), r"unknown: snow"),
         (
             lambda c: c["sources"]["ndvi"][0].update(service="elsewhere"),
-            r"service 'elsewhere' is not defined; the file defines planetary-computer, soilgrids",
+            r"service 'elsewhere' is not defined.*defines planetary-computer, soilgrids",
         ),
         (
             lambda c: c["sources"].update(ndvi=c["sources"]["soil"]),
             r"kind 'soilgrids' does not give ndvi; expected modis-ndvi",
         ),
         (lambda c: c["sources"]["radar"][0].pop("licence"), r"sources\.radar\.0\.licence"),
+        (
+            lambda c: c["services"]["planetary-computer"].update(href="https://me:pw@host/stac"),
+            r"services\.planetary-computer: an address holds a name or password",
+        ),
+        (
+            lambda c: c["services"]["planetary-computer"].update(kind="zarr"),
+            r"kind '.*' needs a STAC service, not Zarr stores",
+        ),
+        (
+            lambda c: c["sources"]["weather"][0]["precipitation"].pop("asset"),
+            r"sources\.weather\.0\.precipitation: names neither an asset nor a variable",
+        ),
+        (
+            lambda c: c["sources"]["weather"][0]["precipitation"].update(asset="", variable="tp"),
+            r"from a service of kind 'stac-api' names the assets of items",
+        ),
+        (
+            lambda c: c["sources"]["weather"][0].update(fill_within=-1),
+            r"sources\.weather\.0\.fill_within",
+        ),
         (
             lambda c: c["sources"]["radar"][0].update(kind="radar2"),
             r"sources\.radar\.0.*sentinel1-rtc",

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import platformdirs
 from pydantic import Field, ValidationError, model_validator
 
-from xsoilsm.facts import GROUPS, KINDS, Model, Service, Source
+from xsoilsm.facts import GROUPS, KINDS, OPTIONAL_GROUPS, Era5Source, Model, Service, Source
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -105,7 +105,8 @@ class Catalog(Model):
     name, title : str
     services : dict of str to Service
     sources : dict of str to tuple of Source
-        Per group of variables, in order of preference.
+        Per group of variables, in order of preference. In a file, ``catalog: NAME`` stands for
+        the sources of another catalog, from ``start`` to ``end`` where these are given.
     path : str
         File that it was read from.
     """
@@ -120,7 +121,7 @@ class Catalog(Model):
     @model_validator(mode="after")
     def _is_whole(self) -> Catalog:
         missing = [group for group in GROUPS if not self.sources.get(group)]
-        unknown = [group for group in self.sources if group not in GROUPS]
+        unknown = [group for group in self.sources if group not in (*GROUPS, *OPTIONAL_GROUPS)]
         if missing or unknown:
             msg = f"sources: expected the groups {', '.join(GROUPS)}, " + "; ".join(
                 f"{what}: {', '.join(names)}"
@@ -136,12 +137,14 @@ class Catalog(Model):
                         f"{', '.join(sorted(KINDS[group]))}"
                     )
                     raise ValueError(msg)
-                if source.service not in self.services:
-                    msg = (
-                        f"sources.{group}: service '{source.service}' is not defined; the file "
-                        f"defines {', '.join(self.services)}"
-                    )
-                    raise ValueError(msg)
+                for service in (source.service, getattr(source, "grd_service", "")):
+                    if service and service not in self.services:
+                        msg = (
+                            f"sources.{group}: service '{service}' is not defined; the file "
+                            f"defines {', '.join(self.services)}"
+                        )
+                        raise ValueError(msg)
+                _check_stores(group, source, self.services[source.service])
         return self
 
     def service_of(self, source: Source) -> Service:
@@ -191,6 +194,22 @@ class Catalog(Model):
         return "; ".join(f"'{s.collection}' ({s.span})" for s in self.sources[group])
 
 
+def _check_stores(group: str, source: Source, service: Service) -> None:
+    """Only weather can come without items, and assets are named exactly where items are."""
+    variables = (
+        (source.air_temperature, source.precipitation) if isinstance(source, Era5Source) else ()
+    )
+    if service.kind == "zarr" and not variables:
+        msg = f"sources.{group}: kind '{source.kind}' needs a STAC service, not Zarr stores"
+        raise ValueError(msg)
+    for variable in variables:
+        if (service.kind == "zarr") == bool(variable.asset):
+            msg = f"sources.{group}: weather from a service of kind '{service.kind}' names " + (
+                "variables and no assets" if service.kind == "zarr" else "the assets of items"
+            )
+            raise ValueError(msg)
+
+
 def list_catalogs() -> list[str]:
     """List the catalogs that come with the package.
 
@@ -236,13 +255,7 @@ def open_catalog(
     """
     path = _find(name_or_path)
     content = _read(path)
-    version = content.get("version")
-    if version != SCHEMA_VERSION:
-        msg = (
-            f"{path}: version: found {version!r}, this release reads version {SCHEMA_VERSION}; "
-            "update xsoilsm or the file"
-        )
-        raise CatalogError(msg)
+    _borrow(content, path)
     _place_endpoints(content, dict(endpoints or {}), path)
     try:
         catalog = Catalog.model_validate(content | {"path": str(path)})
@@ -258,7 +271,7 @@ def open_catalog(
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
     text = os.fspath(name_or_path)
-    looks_like_path = text.endswith((".yaml", ".yml")) or os.sep in text
+    looks_like_path = _looks_like_path(text)
     path = Path(text).expanduser() if looks_like_path else catalogs_dir() / f"{text}.yaml"
     if path.is_file():
         return path
@@ -266,6 +279,10 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
     what = f"no catalog file {path}" if looks_like_path else f"no catalog is named {text!r}"
     msg = f"{what}; known catalogs: {known}; or give the path of a YAML file"
     raise CatalogError(msg)
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.endswith((".yaml", ".yml")) or os.sep in text
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -279,7 +296,122 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         msg = f"{path}: holds {type(content).__name__}, expected keys and values"
         raise CatalogError(msg)
+    version = content.get("version")
+    if version != SCHEMA_VERSION:
+        msg = (
+            f"{path}: version: found {version!r}, this release reads version {SCHEMA_VERSION}; "
+            "update xsoilsm or the file"
+        )
+        raise CatalogError(msg)
     return content
+
+
+class _Reference(Model):
+    """Stands in a list of sources for those of the same group of another catalog."""
+
+    catalog: str
+    start: date | None = None
+    end: date | None = None
+
+
+def _borrow(content: dict[str, Any], path: Path) -> None:
+    """Put the sources of other catalogs in the place of references to them, in place."""
+    services, groups = content.get("services"), content.get("sources")
+    if not isinstance(services, dict) or not isinstance(groups, dict):
+        return  # the models say what is wrong
+    for group in groups:
+        found = _sources_of(group, content, path, ())
+        if found is not None:
+            groups[group] = [_adopt(source, service, services, path) for source, service in found]
+
+
+_Borrowed = tuple[Any, tuple[str, str, dict[str, Any]] | None]
+"""A source, and of a borrowed one its catalog and its service by name and content."""
+
+
+def _sources_of(
+    group: str, content: dict[str, Any], path: Path, trail: tuple[Path, ...]
+) -> list[_Borrowed] | None:
+    """List the sources of a group with references followed; None where there is no list."""
+    entries = content["sources"].get(group)
+    if isinstance(entries, dict) and "catalog" in entries:
+        entries = [entries]
+    if not isinstance(entries, list):
+        return None
+    found: list[_Borrowed] = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "catalog" not in entry:
+            found.append((entry, None))
+            continue
+        try:
+            reference = _Reference.model_validate(entry)
+        except ValidationError as error:
+            raise CatalogError(_explain(path, error, f"sources.{group}.{number}")) from None
+        found += _referred(reference, group, path, (*trail, path.resolve()))
+    return found
+
+
+def _referred(
+    reference: _Reference, group: str, path: Path, trail: tuple[Path, ...]
+) -> list[_Borrowed]:
+    name = reference.catalog
+    if _looks_like_path(name):
+        name = str(path.resolve().parent / Path(name).expanduser())
+    other = _find(name)
+    if other.resolve() in trail:
+        msg = f"{path}: sources.{group}: the catalogs refer to each other in a circle by {other}"
+        raise CatalogError(msg)
+    content = _read(other)
+    services = content.get("services")
+    sources = content.get("sources")
+    if not isinstance(services, dict) or not isinstance(sources, dict) or group not in sources:
+        msg = f"{path}: sources.{group}: the catalog {other} has no sources of {group} to take"
+        raise CatalogError(msg)
+    found: list[_Borrowed] = []
+    for source, service in _sources_of(group, content, other, trail) or []:
+        if not isinstance(source, dict):
+            found.append((source, service))
+            continue
+        days = {"start": source.get("start"), "end": source.get("end")}
+        for key, limit, narrower in (("start", reference.start, max), ("end", reference.end, min)):
+            if limit is not None:
+                given = days[key]
+                days[key] = narrower(given, limit) if isinstance(given, date) else limit
+        if days["start"] and days["end"] and days["start"] > days["end"]:
+            continue
+        if service is None and source.get("service") in services:
+            key = source["service"]
+            service = str(content.get("name")), key, _placed(services[key], other)
+        source = {k: v for k, v in (source | days).items() if k not in days or v is not None}
+        found.append((source, service))
+    return found
+
+
+def _adopt(
+    source: Any,
+    service: tuple[str, str, dict[str, Any]] | None,
+    services: dict[str, Any],
+    path: Path,
+) -> Any:
+    """Bring the service of a borrowed source along; under a longer name where it is taken."""
+    if service is None:
+        return source
+    catalog, name, content = service
+    if name in services and _placed(services[name], path) != content:
+        name = f"{catalog}/{name}"
+    services[name] = content
+    return source | {"service": name}
+
+
+def _placed(service: Any, path: Path) -> Any:
+    """Service whose address on this machine no longer depends on the place of its file."""
+    if not isinstance(service, dict) or not isinstance(service.get("href"), str):
+        return service
+    # A path beside the file is what a catalog of the user's own would name.
+    href = service["href"].replace("{cache}", str(cache_dir()))
+    if service.get("kind") in ("stac-static", "zarr") and "://" not in href:
+        href = str((path.resolve().parent / Path(href).expanduser()).absolute())
+    return service | {"href": href}
 
 
 def _place_endpoints(content: dict[str, Any], endpoints: dict[str, str], path: Path) -> None:
@@ -300,23 +432,18 @@ def _place_endpoints(content: dict[str, Any], endpoints: dict[str, str], path: P
             continue
         variable = _ENDPOINT_VARIABLE + re.sub(r"\W", "_", str(name)).upper()
         href = endpoints.get(name) or os.environ.get(variable) or service.get("href")
-        if isinstance(href, str):
-            # A path beside the file is what a catalog of the user's own would name.
-            href = href.replace("{cache}", str(cache_dir()))
-            if service.get("kind") == "stac-static" and "://" not in href:
-                href = str((path.resolve().parent / Path(href).expanduser()).absolute())
-            service["href"] = href
+        services[name] = service = _placed(service | {"href": href}, path)
         if prefixes:
             service["rewrite"] = {**(service.get("rewrite") or {}), **prefixes}
 
 
-def _explain(path: Path, error: ValidationError) -> str:
+def _explain(path: Path, error: ValidationError, within: str = "") -> str:
     """Name the keys at fault, one line each."""
     lines = []
     for fault in error.errors():
         # Pydantic names the member of a union in the place of an error; users know only keys.
         place = [str(part) for part in fault["loc"] if str(part) not in _member_names()]
-        where = ".".join(place) or "catalog"
+        where = ".".join([within, *place] if within else place) or "catalog"
         what = "unknown key" if fault["type"] == "extra_forbidden" else str(fault["msg"])
         lines.append(f"{where}: {what.removeprefix('Value error, ')}")
     return f"{path}: " + "; ".join(lines)
