@@ -271,14 +271,15 @@ def test_real_items_are_one_pass(shared: Path, tmp_path: Path) -> None:
     assert len(pickle.dumps(found)) < 6000
 
 
-@pytest.mark.parametrize("how", ["no link", "no item", "no measurement"])
+@pytest.mark.parametrize("how", ["no item", "other pass", "no measurement"])
 def test_without_an_annotation_the_item_is_named(world: World, how: str) -> None:
     original = world.radar("2020-06-03T17:40:00", 33000)
     item = world.items["sentinel-1-rtc"][0]
-    if how == "no link":
-        item["links"] = []
-    elif how == "no item":
+    if how == "no item":
         world.items["sentinel-1-grd"] = []
+    elif how == "other pass":
+        item["links"] = []
+        original["properties"]["sat:orbit_state"] = "descending"
     else:
         del original["assets"]["vv"]
     with pytest.raises(
@@ -287,11 +288,57 @@ def test_without_an_annotation_the_item_is_named(world: World, how: str) -> None
         find(world)
 
 
-def test_without_orbits_slices_cannot_be_merged(world: World) -> None:
+def test_without_a_link_the_annotation_is_that_of_the_same_time(world: World) -> None:
+    for part, second in enumerate(("00", "25", "50"), start=1):
+        world.radar(f"2020-06-03T17:40:{second}", 33000, part=part)
+    for item in world.items["sentinel-1-rtc"]:
+        item["links"] = []
+        del item["properties"]["sat:absolute_orbit"]
+    (found,), _ = find(world)
+    for piece in found.slices:
+        assert f"/{piece.id.removesuffix('_rtc')}/grd/annotation/" in piece.annotation
+
+
+def test_annotations_may_lie_at_another_service(world: World, tmp_path: Path) -> None:
     world.radar("2020-06-03T17:40:00", 33000)
-    del world.items["sentinel-1-rtc"][0]["properties"]["sat:absolute_orbit"]
+    other = World(tmp_path / "other")
+    other.items["sentinel-1-grd"] = world.items.pop("sentinel-1-grd")
+    world.items["sentinel-1-rtc"][0]["links"] = []
+    other.write()
+    world.write()
+    catalog = open_catalog(world.catalog_file())
+    here = catalog.services["landscape"]
+    there = here.model_copy(
+        update={"href": str(other.folder / "catalog.json"), "rewrite": {"/old": "/new"}}
+    )
+    source = catalog.sources["radar"][0].model_copy(update={"grd_service": "elsewhere"})
+    catalog = catalog.model_copy(update={"services": {"landscape": here, "elsewhere": there}})
+    segment = Segment(source=source, start=date(2015, 1, 1), end=date(2022, 1, 1))
+    (found,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
+    assert found.slices[0].annotation.endswith("/annotation/iw-vv.xml")
+    assert found.slices[0].annotation_access.rewrite == (("/old", "/new"),)
+    assert found.slices[0].vv.access.rewrite == ()
+
+
+def test_without_any_orbit_slices_cannot_be_merged(world: World) -> None:
+    world.radar("2020-06-03T17:40:00", 33000)
+    stated = world.items["sentinel-1-rtc"][0]["properties"]
+    del stated["sat:absolute_orbit"], stated["sat:relative_orbit"]
     with pytest.raises(CatalogError, match=r"'S1_033000_1_rtc' has no sat:absolute_orbit"):
         find(world)
+
+
+def test_without_absolute_orbits_minutes_tell_passes_apart(world: World) -> None:
+    world.radar("2020-06-03T17:40:00", 33000)
+    world.radar("2020-06-03T17:40:25", 33000, part=2)
+    world.radar("2020-06-15T17:40:00", 33175)
+    world.radar("2020-06-15T05:40:00", 33168, state="descending")
+    for item in world.items["sentinel-1-rtc"]:
+        del item["properties"]["sat:absolute_orbit"]
+    found, _ = find(world)
+    assert [len(a.slices) for a in found] == [2, 1, 1]
+    assert [a.orbit_state for a in found] == ["ascending", "descending", "ascending"]
+    assert {a.absolute_orbit for a in found} == {0}
 
 
 @pytest.mark.parametrize("fault", ["missing", "half", "annotation"])
@@ -386,5 +433,7 @@ def test_reading_depends_little_on_chunks(world: World) -> None:
 
 
 def test_flags_fit_the_schema() -> None:
-    assert max(SourceFlag.BORDER, SourceFlag.APPROXIMATE_SIGMA0) < 256
+    bits = [value for name, value in vars(SourceFlag).items() if name.isupper()]
+    assert len(set(bits)) == len(bits)
+    assert max(bits) < 128  # the last bit is used on the way
     assert xr.DataArray(np.float32(31)).astype(np.uint8) == 31

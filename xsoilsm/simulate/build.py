@@ -23,7 +23,7 @@ from xsoilsm.simulate.bucket import daily_soil_moisture
 from xsoilsm.simulate.climate import CLIMATES, MEDITERRANEAN, Climate, Weather, make_weather
 from xsoilsm.simulate.composites import write_vegetation
 from xsoilsm.simulate.files import write_text
-from xsoilsm.simulate.ground import write_soil, write_terrain, write_truth
+from xsoilsm.simulate.ground import write_cover, write_soil, write_terrain, write_truth
 from xsoilsm.simulate.items import Catalogue, Json
 from xsoilsm.simulate.land import BASE_ELEVATION, Place, make_land, ndvi
 from xsoilsm.simulate.orbit import Overpass, overpasses
@@ -33,7 +33,7 @@ from xsoilsm.simulate.scene import make_surface
 
 __all__ = ["FORMAT", "draw_weather", "landscape_folder", "simulate_landscape"]
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same parameters give another landscape."""
 
 Progress = Callable[[float | str], object]
@@ -58,6 +58,7 @@ def simulate_landscape(
     seed: int = 0,
     spacing: float = 10.0,
     climate: Climate | str = MEDITERRANEAN,
+    grd_pixels: bool = False,
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -84,6 +85,8 @@ def simulate_landscape(
         Side of a radar pixel in m.
     climate : Climate or str, default MEDITERRANEAN
         Or the name of one of `CLIMATES`.
+    grd_pixels : bool, default False
+        Write the pixels, calibration and noise of `sentinel-1-grd` too.
     progress : callable, optional
         Called with a text when a step begins, and with the share of work that is done.
     overwrite : bool, default False
@@ -119,6 +122,7 @@ def simulate_landscape(
         "seed": seed,
         "spacing": float(spacing),
         "climate": asdict(chosen),
+        **({"grd_pixels": True} if grd_pixels else {}),
     }
     target = Path(path)
     if (finished := _existing(target, configuration, overwrite=overwrite)) is not None:
@@ -199,7 +203,8 @@ def _existing(target: Path, configuration: Json, *, overwrite: bool) -> Path | N
         msg = f"{target} exists and is not a virtual landscape; choose another folder"
         raise FileExistsError(msg)
     if not overwrite:
-        other = {k: v for k, v in configuration.items() if dict(found).get(k) != v}  # type: ignore[call-overload]
+        known: Json = dict(found)  # type: ignore[call-overload]
+        other = [k for k in {**known, **configuration} if known.get(k) != configuration.get(k)]
         msg = (
             f"{target} holds a virtual landscape that differs in {', '.join(other) or 'nothing'}; "
             "pass overwrite=True to replace it, or choose another folder"
@@ -279,6 +284,7 @@ def _write(
     progress("land and soil")
     land = make_land(place, *place.axes)
     write_soil(catalogue, place, land)
+    write_cover(catalogue, place, land)
     progress("weather")
     weather = draw_weather(place, passes, last)
     write_weather(catalogue, weather, first, last)
@@ -294,7 +300,15 @@ def _write(
         progress(f"Sentinel-1{one.platform} {one.orbit_state} {date}")
         write_truth(catalogue, place, moisture[date], one.time)
         surface = make_surface(land, moisture[date], ndvi(land, date))
-        write_pass(catalogue, place, one, surface, number=number, threads=threads)
+        write_pass(
+            catalogue,
+            place,
+            one,
+            surface,
+            number=number,
+            threads=threads,
+            grd_pixels=bool(configuration.get("grd_pixels")),
+        )
         progress(0.35 + 0.65 * (number + 1) / len(passes))
     catalogue.finish("Virtual landscape (simulated)", configuration)
     write_text(root / "README.md", _readme(configuration))
@@ -304,6 +318,12 @@ def _readme(configuration: Json) -> str:
     """Text for people who find the folder."""
     climate = configuration["climate"]["name"]
     west_east, south_north = configuration["centre"]
+    grd = (
+        "in radar geometry, without\n  overviews"
+        if configuration.get("grd_pixels")
+        else "annotation only: measurement,\n  calibration and noise files are named in the items "
+        "but not written"
+    )
     return f"""# Virtual landscape (simulated)
 
 {SIMULATED} Every number in this folder was computed from random fields and published models.
@@ -313,9 +333,9 @@ Centre {west_east} E, {south_north} N; {configuration["size_km"]} km wide; {clim
 {configuration["spacing"]} m; seed {configuration["seed"]}.
 
 * `catalog.json`: a static STAC catalog; collections and items lie in `stac/`, files in `data/`.
-* Collections as at the providers: sentinel-1-rtc, sentinel-1-grd (annotation only: measurement,
-  calibration and noise files are named in the items but not written), modis-13Q1-061, era5-pds,
-  nasadem, soilgrids-2.0. Files hold windows of the real tiles.
+* Collections as at the providers: sentinel-1-rtc, sentinel-1-grd ({grd}), modis-13Q1-061, era5-pds,
+  nasadem, soilgrids-2.0, esa-worldcover (pixels of 28 m instead of 10 m). Files hold windows of
+  the real tiles.
 * `truth/` and the collection simulated-truth: daily mean soil moisture of the top 5 cm in m3 m-3
   on the 100 m EASE-Grid 2.0, on the dates of the passes; NaN on open water.
 """

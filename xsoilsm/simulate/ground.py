@@ -1,7 +1,7 @@
-"""Outside the seven steps (simulate): terrain, soil and truth as files and items.
+"""Outside the seven steps (simulate): terrain, soil, land cover and truth as files and items.
 
-Forms follow `nasadem` of the Planetary Computer and the SoilGrids 2.0 layers; files hold windows
-of the real tiles, and their items say which. Writes; reads nothing.
+Forms follow `nasadem` and `esa-worldcover` of the Planetary Computer and the SoilGrids 2.0
+layers; files hold windows of the real tiles, and their items say which. Writes; reads nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
-from xsoilsm.grid import grid_of
+from xsoilsm.grid import grid_of, lonlat_to_xy
 from xsoilsm.simulate.binning import Binning, outline
 from xsoilsm.simulate.files import write_cog
 from xsoilsm.simulate.items import COG, Catalogue, Json, projection
 from xsoilsm.simulate.land import BUILT, WATER, Land, Place
 
-__all__ = ["HOMOLOSINE", "write_soil", "write_terrain", "write_truth"]
+__all__ = ["HOMOLOSINE", "write_cover", "write_soil", "write_terrain", "write_truth"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -124,6 +124,103 @@ def write_soil(catalogue: Catalogue, place: Place, land: Land) -> None:
         },
         assets=assets,
         extensions=("projection", "raster"),
+    )
+
+
+_COVER_PIXELS = 4000  # per degree: 28 m; the real map has 12000
+_COVER_TILE = 3  # degrees
+_CLASSES = {
+    10: "Tree cover",
+    20: "Shrubland",
+    30: "Grassland",
+    40: "Cropland",
+    50: "Built-up",
+    60: "Bare / sparse vegetation",
+    70: "Snow and ice",
+    80: "Permanent water bodies",
+    90: "Herbaceous wetland",
+    95: "Mangroves",
+    100: "Moss and lichen",
+}
+
+
+def write_cover(catalogue: Catalogue, place: Place, land: Land) -> None:
+    """Write `esa-worldcover`: classes in degrees, one window per tile of three degrees."""
+    grid, rows, columns = grid_of(place.geobox)
+    west, south, east, north = place.box(margin_km=1.0)
+    for lat in range(int(south // _COVER_TILE) * 3, int(np.ceil(north)), _COVER_TILE):
+        for lon in range(int(west // _COVER_TILE) * 3, int(np.ceil(east)), _COVER_TILE):
+            top = min(int(np.ceil(north * _COVER_PIXELS)), (lat + 3) * _COVER_PIXELS)
+            bottom = max(int(np.floor(south * _COVER_PIXELS)), lat * _COVER_PIXELS)
+            left = max(int(np.floor(west * _COVER_PIXELS)), lon * _COVER_PIXELS)
+            right = min(int(np.ceil(east * _COVER_PIXELS)), (lon + 3) * _COVER_PIXELS)
+            if top <= bottom or right <= left:
+                continue
+            lats = (top - np.arange(top - bottom) - 0.5) / _COVER_PIXELS
+            lons = (left + np.arange(right - left) + 0.5) / _COVER_PIXELS
+            x, _ = lonlat_to_xy(lons, np.zeros_like(lons))
+            _, y = lonlat_to_xy(np.zeros_like(lats), lats)
+            row, column = grid.index(np.full(y.shape, x[0]), y)[0], grid.index(x, y[:1])[1]
+            data = land.cover[np.ix_(row - rows[0], column - columns[0])]
+            _write_cover_tile(catalogue, (lat, lon), (top, left), data)
+
+
+def _write_cover_tile(
+    catalogue: Catalogue,
+    tile: tuple[int, int],
+    corner: tuple[int, int],
+    data: npt.NDArray[np.uint8],
+) -> None:
+    lat, lon = tile
+    place = f"{'N' if lat >= 0 else 'S'}{abs(lat):02d}{'E' if lon >= 0 else 'W'}{abs(lon):03d}"
+    name = f"ESA_WorldCover_10m_2021_v200_{place}"
+    top, left = corner[0] / _COVER_PIXELS, corner[1] / _COVER_PIXELS
+    transform = Affine(1 / _COVER_PIXELS, 0, left, 0, -1 / _COVER_PIXELS, top)
+    geobox = GeoBox(data.shape, transform, "EPSG:4326")
+    path = catalogue.root / "data" / "esa-worldcover" / "v200" / "2021" / f"{name}_Map.tif"
+    write_cog(path, data, transform, "EPSG:4326", nodata=0)
+    grid = projection(geobox, full=False)
+    catalogue.add(
+        "esa-worldcover",
+        name,
+        geometry=outline(geobox, "EPSG:4326", 8),
+        properties={
+            "esa_worldcover:product_version": "2.0.0",
+            "esa_worldcover:product_tile": place,
+            "start_datetime": "2021-01-01T00:00:00Z",
+            "end_datetime": "2021-12-31T23:59:59Z",
+            "mission": "sentinel-1, sentinel-2",
+            "platform": "sentinel-1a, sentinel-1b, sentinel-2a, sentinel-2b",
+            "instruments": ["c-sar", "msi"],
+            "proj:epsg": 4326,
+            "grid:code": f"ESAWORLDCOVER-{place}",
+            "datetime": None,
+        },
+        assets={
+            "map": {
+                "href": catalogue.href(path),
+                "type": COG,
+                "title": "Land Cover Classes",
+                "description": "Classes of land cover; pixels are larger than those of the map.",
+                "raster:bands": [
+                    {
+                        "name": "Band1",
+                        "description": "Classification values",
+                        "nodata": 0,
+                        "sampling": "area",
+                        "data_type": "uint8",
+                        "spatial_resolution": 28,
+                    }
+                ],
+                "classification:classes": [
+                    {"value": value, "description": text} for value, text in _CLASSES.items()
+                ],
+                "proj:transform": grid["proj:transform"],
+                "proj:shape": grid["proj:shape"],
+                "roles": ["data"],
+            }
+        },
+        extensions=("projection", "grid", "raster", "classification"),
     )
 
 

@@ -30,6 +30,7 @@ EXTENSIONS = {
     "projection": f"{_SCHEMA}/projection/v1.1.0/schema.json",
     "projection-1.0": f"{_SCHEMA}/projection/v1.0.0/schema.json",
     "file": f"{_SCHEMA}/file/v2.0.0/schema.json",
+    "grid": f"{_SCHEMA}/grid/v1.1.0/schema.json",
     "raster": f"{_SCHEMA}/raster/v1.1.0/schema.json",
     "classification": f"{_SCHEMA}/classification/v1.0.0/schema.json",
     "datacube": f"{_SCHEMA}/datacube/v2.0.0/schema.json",
@@ -278,7 +279,7 @@ def _radar_properties(part: Slice, shape: tuple[int, int]) -> Json:
     }
 
 
-def grd_item(catalogue: Catalogue, part: Slice, folder: Path) -> None:
+def grd_item(catalogue: Catalogue, part: Slice, folder: Path, *, with_pixels: bool = False) -> None:
     """Write the `sentinel-1-grd` item of a slice.
 
     Parameters
@@ -286,9 +287,13 @@ def grd_item(catalogue: Catalogue, part: Slice, folder: Path) -> None:
     catalogue : Catalogue
     part : Slice
     folder : Path
-        Folder of the product, with ``annotation`` and, one day, ``measurement`` inside.
+        Folder of the product, with ``annotation`` and, with pixels, ``measurement`` inside.
+    with_pixels : bool, default False
+        Measurement, calibration and noise are written too.
     """
     here = catalogue.href(folder)
+    absent = "" if with_pixels else "; the file is not part of this landscape"
+    unwritten = "" if with_pixels else "; not written"
     assets: Json = {}
     for key in ("vh", "vv"):
         received = "vertically" if key == "vv" else "horizontally"
@@ -298,12 +303,17 @@ def grd_item(catalogue: Catalogue, part: Slice, folder: Path) -> None:
             "roles": ["data"],
             "title": _radar_title(key),
             "description": f"Amplitude of the signal sent vertically and received {received} "
-            "polarised, in radar geometry; the file is not part of this landscape.",
+            f"polarised, in radar geometry{absent}.",
         }
     for kind, title, place, text in (
-        ("noise", "Noise Schema", "calibration/noise-iw", "Thermal noise; not written"),
+        ("noise", "Noise Schema", "calibration/noise-iw", f"Thermal noise{unwritten}"),
         ("product", "Product Schema", "rfi/rfi-iw", "Radio interference, as in real items"),
-        ("calibration", "Calibration Schema", "calibration/calibration-iw", "Not written"),
+        (
+            "calibration",
+            "Calibration Schema",
+            "calibration/calibration-iw",
+            "Tables from digital numbers to backscatter" if with_pixels else "Not written",
+        ),
     ):
         for key in ("vh", "vv"):
             assets[f"schema-{kind}-{key}"] = {

@@ -1,9 +1,8 @@
 """Outside the seven steps (simulate): the Sentinel-1 products of a pass.
 
 Cuts the image of a pass into slices and writes, for each, the `sentinel-1-rtc` files and item and
-the `sentinel-1-grd` annotation and item that it is derived from. Digital numbers, calibration and
-noise of the GRD product are not written; `Slice`, whose geometry finds line and pixel of any
-ground point, and `Image` are what they would be made from. Writes; reads nothing.
+the `sentinel-1-grd` annotation and item that it is derived from; and, where asked for, the pixels,
+calibration and noise of that product too. Writes; reads nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from xsoilsm.simulate.annotation import Slice, annotation_xml, rfi_xml
 from xsoilsm.simulate.files import write_cog, write_text
 from xsoilsm.simulate.items import Catalogue, grd_item, rtc_item
 from xsoilsm.simulate.land import BASE_ELEVATION, Place
+from xsoilsm.simulate.measurement import write_measurement
 from xsoilsm.simulate.orbit import Overpass, scene_slices
 from xsoilsm.simulate.scene import (
     GEOID,
@@ -75,6 +75,7 @@ def write_pass(
     *,
     number: int,
     threads: int = 1,
+    grd_pixels: bool = False,
 ) -> None:
     """Render a pass and write the products of its slices.
 
@@ -90,6 +91,8 @@ def write_pass(
         the region.
     threads : int, default 1
         The files do not depend on it.
+    grd_pixels : bool, default False
+        Write the pixels, calibration and noise of the GRD product.
     """
     geobox = image_geobox(place, one, one.geometry.spacing)
     image = render(place, one, geobox, surface, number=number, threads=threads)
@@ -102,7 +105,9 @@ def write_pass(
                 continue
             window, data = found
             grd, rtc = _folders(catalogue, part)
-            grd_item(catalogue, part, grd)
+            grd_item(catalogue, part, grd, with_pixels=grd_pixels)
+            if grd_pixels:
+                jobs.append(pool.submit(write_measurement, grd, place, image, part))
             files: dict[str, Path] = {}
             for key, values in data.items():
                 write_text(grd / "annotation" / f"iw-{key}.xml", annotation_xml(part, key))

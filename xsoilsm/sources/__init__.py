@@ -1,5 +1,8 @@
 """Step 3 of 7 (load): one module per kind of source, from STAC items to arrays on a GeoBox.
 
-``search`` finds items and makes their links readable, ``reading`` reads native pixels, and
-``sentinel1``, ``modis``, ``era5``, ``terrain`` and ``soil`` each know one kind of source.
+``search`` finds items, ``access`` makes their links readable, ``reading`` reads native pixels.
+``sentinel1`` and ``grd``, ``modis``, ``era5``, ``terrain``, ``soil`` and ``landcover`` each know
+one kind of source. ``acquisitions`` groups radar items by pass, ``flattening`` makes sigma nought
+of terrain-flattened images, ``border`` erodes old ones, ``elevation`` puts models together, and
+``layers`` keeps on disk what does not change.
 """

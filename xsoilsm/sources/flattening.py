@@ -1,0 +1,246 @@
+"""Step 3 of 7 (load): sigma nought from terrain-flattened gamma nought, in three forms.
+
+The networks take sigma nought on the ellipsoid, ``beta0 sin(theta)``, as radar products without
+terrain flattening hold it. Flattening divides the echo by the area that the terrain shows in the
+plane perpendicular to the look (Small 2011, doi 10.1109/TGRS.2011.2120616); these forms put it
+back.
+
+``rtc-flat``
+    ``sigma0 = gamma0 cos(theta)``: exact on level ground.
+``rtc-slope``
+    ``sigma0 = gamma0 cos(theta) tan(90 - theta + a) / tan(90 - theta)``, with the slope `a` of the
+    terrain in the direction of look, positive where it faces the radar. It is what the area
+    factor becomes on a plane: Over a piece of ground ``dx dy`` on the map, x along the look and y
+    along the track, with height ``h(x, y)``, slant range changes by ``ds = (sin(theta) -
+    h_x cos(theta)) dx - h_y cos(theta) dy``, so the piece covers ``(sin(theta) - h_x cos(theta))
+    dx dy`` of the image; perpendicular to the look it shows ``(cos(theta) + h_x sin(theta))
+    dx dy``. Their ratio is ``cot(theta - a)`` with ``tan(a) = h_x``: the slope along the track
+    cancels, and ``beta0 = gamma0 cot(theta - a)``. (The same factor, for volumes, is in Vollrath
+    et al. 2020, doi 10.3390/rs12111867.) It is exact on planes larger than the resolution, and
+    approximate on rough terrain, where pieces of ground share a pixel of the image.
+``rtc-area``
+    ``sigma0 = gamma0 area sin(theta)``, with the area factor ``beta0 / gamma0`` that the producer
+    used: exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from xsoilsm.sources.annotation import IncidenceSurface
+from xsoilsm.sources.elevation import Elevations, Lattice
+from xsoilsm.sources.mesh import mesh_lonlat, spread, to_plane
+from xsoilsm.sources.reading import CellSums, Patch
+from xsoilsm.sources.search import cell_lonlat, lonlat_bounds
+from xsoilsm.sources.terrain import anchored, gradient, repeat_edges, spacing
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+__all__ = ["BLOCK", "LIMITS", "Slopes", "flat_decibels", "slope_factor"]
+
+LIMITS = (10.0, 80.0)
+"""Degrees between which ``theta - a`` is taken: less is near layover, more near shadow."""
+
+BLOCK = 1024
+"""Longest side in pixels of a window of the elevation model."""
+
+Floats = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+def flat_decibels(theta: npt.NDArray[np.floating]) -> Float64:
+    """Decibels from gamma nought to sigma nought on level ground; `theta` in degrees."""
+    return np.asarray(10.0 * np.log10(np.cos(np.deg2rad(theta, dtype=np.float64))))
+
+
+def slope_factor(
+    theta: npt.NDArray[np.floating], rise: npt.NDArray[np.floating]
+) -> tuple[Float64, npt.NDArray[np.bool_]]:
+    """Ratio of sigma nought to terrain-flattened gamma nought on a slope.
+
+    Parameters
+    ----------
+    theta : ndarray
+        Incidence angle on the ellipsoid in degrees.
+    rise : ndarray
+        Rise of the terrain per m in the direction of look (away from the radar): the tangent of
+        the slope in range direction, positive where it faces the radar.
+
+    Returns
+    -------
+    factor : ndarray of float64
+        ``sin(theta) cot(theta - a)``.
+    beyond : ndarray of bool
+        Whether ``theta - a`` lies outside of :data:`LIMITS`; the factor is that of the limit.
+
+    Examples
+    --------
+    >>> factor, beyond = slope_factor(np.array([40.0, 40.0]), np.tan(np.deg2rad([0.0, 10.0])))
+    >>> factor.round(3).tolist(), beyond.tolist()
+    ([0.766, 1.113], [False, False])
+    """
+    local = np.asarray(theta, dtype=np.float64) - np.rad2deg(np.arctan(rise))
+    low, high = LIMITS
+    beyond = (local < low) | (local > high)
+    steep = np.tan(np.deg2rad(np.clip(local, low, high)))
+    return np.sin(np.deg2rad(theta, dtype=np.float64)) / steep, beyond
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Slopes in the direction of look of one slice.
+
+    Parameters
+    ----------
+    models : Elevations
+    theta : IncidenceSurface
+        Incidence angle in degrees.
+    look : IncidenceSurface
+        Azimuth of the look in degrees.
+    """
+
+    models: Elevations
+    theta: IncidenceSurface
+    look: IncidenceSurface
+
+    def decibels(self, patch: Patch) -> tuple[Floats, npt.NDArray[np.bool_] | None]:
+        """Decibels from gamma nought to sigma nought at the pixels of a window. Computes.
+
+        Reads the elevations around the window. Slopes follow at the model's own resolution
+        (Horn 1981) and their factor is interpolated linearly. Where no model has a value, as on
+        the sea, the ground counts as level.
+
+        Parameters
+        ----------
+        patch : Patch
+
+        Returns
+        -------
+        decibels : (y, x) ndarray of float32
+        beyond : (y, x) ndarray of bool or None
+            Pixels in or near layover or shadow, see :data:`LIMITS`; None where there are none.
+
+        Raises
+        ------
+        OSError
+            When a tile cannot be read and no other model fills its place.
+        """
+        lon, lat = mesh_lonlat(patch)
+        lattice = self._lattice()
+        if lattice is None:
+            return spread(flat_decibels(self.theta(lon, lat)), patch), None
+        x, y = to_plane("EPSG:4326", str(lattice.first.crs)).transform(lon, lat)
+        row, column = lattice.place(np.asarray(x), np.asarray(y))
+        top, left = int(np.floor(row.min())) - 1, int(np.floor(column.min())) - 1
+        shape = int(np.ceil(row.max())) - top + 2, int(np.ceil(column.max())) - left + 2
+        factor, beyond = self._at_posts(lattice, top, left, shape)
+        rows, columns = spread(row - top, patch), spread(column - left, patch)
+        decibels = _bilinear(factor, rows, columns)
+        if not beyond.any():
+            return decibels, None
+        return decibels, _bilinear(beyond.astype(np.float32), rows, columns) >= 0.5
+
+    def cells(self, target: GeoBox) -> tuple[Floats, Floats]:
+        """Mean of the decibels over the cells of a GeoBox. Computes.
+
+        For backscatter that was averaged in decibels already: the mean of a sum is the sum of
+        the means, where a cell is covered wholly.
+
+        Parameters
+        ----------
+        target : GeoBox
+
+        Returns
+        -------
+        decibels : (y, x) ndarray of float32
+        beyond : (y, x) ndarray of float32
+            Share of the cell in or near layover or shadow.
+
+        Raises
+        ------
+        OSError
+            When a tile cannot be read and no other model fills its place.
+        """
+        sums = CellSums(2, target)
+        west, south, east, north = lonlat_bounds(target)
+        lattice = self._lattice()
+        if lattice is None:
+            lon, lat = np.meshgrid(*cell_lonlat(target))
+            flat = flat_decibels(self.theta(lon, lat)).astype(np.float32)
+            return flat, np.zeros_like(flat)
+        across = to_plane("EPSG:4326", str(lattice.first.crs))
+        left, bottom, right, top = across.transform_bounds(west, south, east, north)
+        row, column = lattice.place(np.array([left, right]), np.array([top, bottom]))
+        first_row, first_column = int(np.floor(row[0])) - 1, int(np.floor(column[0])) - 1
+        rows, columns = int(np.ceil(row[1])) + 2, int(np.ceil(column[1])) + 2
+        for at_row in range(first_row, rows, BLOCK):
+            for at_column in range(first_column, columns, BLOCK):
+                shape = min(BLOCK, rows - at_row), min(BLOCK, columns - at_column)
+                factor, beyond = self._at_posts(lattice, at_row, at_column, shape)
+                patch = anchored(lattice.geobox(at_row, at_column, shape))
+                sums.add(np.stack([factor, beyond.astype(np.float32)]), patch)
+        mean, _ = sums.finish()
+        return mean[0], mean[1]
+
+    def _lattice(self) -> Lattice | None:
+        """Choose the posts at which slopes are taken: those of the preferred model."""
+        return next((x for rank in self.models.ranks for x in self.models.lattices(rank)), None)
+
+    def _at_posts(
+        self, lattice: Lattice, top: int, left: int, shape: tuple[int, int]
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Decibels at the posts of an elevation model, and where they are beyond the limits."""
+        window = anchored(lattice.geobox(top, left, shape))
+        lon, lat = mesh_lonlat(window)
+        theta = spread(self.theta(lon, lat), window)
+        look = np.deg2rad(spread(self.look(lon, lat), window))
+        around = shape[0] + 2, shape[1] + 2
+        heights, _ = self.models.heights(lattice, top - 1, left - 1, around)
+        if self.models.failed and np.isnan(heights).any():
+            msg = "a tile of the elevation model could not be read; slopes are unknown there"
+            raise OSError(msg)
+        east, north = gradient(repeat_edges(heights), *spacing(window.geobox))
+        rise = np.nan_to_num(np.sin(look) * east + np.cos(look) * north)
+        factor, beyond = slope_factor(theta, rise)
+        return (10.0 * np.log10(factor)).astype(np.float32), beyond
+
+
+def _bilinear(field: Floats, rows: Floats, columns: Floats) -> Floats:
+    """Interpolate a field linearly at rows and columns; beyond its edge the edge holds."""
+    result = np.empty(rows.shape, dtype=np.float32)
+    _interpolate(np.ascontiguousarray(field, dtype=np.float32), rows, columns, result)
+    return result
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _compiled(function: _Function) -> _Function:
+    """Compile without the interpreter's lock, cached on disk where a folder is writable."""
+    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast(_Function, numba.njit(cache=True, **settings)(function))
+    except RuntimeError:  # numba found no writable cache folder
+        return cast(_Function, numba.njit(**settings)(function))
+
+
+@_compiled
+def _interpolate(field: Floats, rows: Floats, columns: Floats, result: Floats) -> None:
+    height, width = rows.shape
+    last_row, last_column = field.shape[0] - 1, field.shape[1] - 1
+    for i in range(height):
+        for j in range(width):
+            row = min(max(rows[i, j], np.float32(0)), np.float32(last_row))
+            column = min(max(columns[i, j], np.float32(0)), np.float32(last_column))
+            top, left = min(int(row), last_row - 1), min(int(column), last_column - 1)
+            down, right = row - np.float32(top), column - np.float32(left)
+            upper = field[top, left] + right * (field[top, left + 1] - field[top, left])
+            lower = field[top + 1, left] + right * (field[top + 1, left + 1] - field[top + 1, left])
+            result[i, j] = upper + down * (lower - upper)
