@@ -216,6 +216,9 @@ def test_graphs_are_the_same_every_time(catalog: Catalog) -> None:
         assert first[name].data.name == second[name].data.name
     other = load_cube(BBOX, "2020-06", "1km", catalog, on_error="raise")
     assert other.sigma0_vv.data.name != first.sigma0_vv.data.name
+    uncached = load_cube(BBOX, "2020-06", "1km", catalog, cache=False)
+    assert uncached.sand.data.name != first.sand.data.name
+    assert uncached.ndvi.data.name == first.ndvi.data.name
 
 
 def test_chunks_do_not_matter(catalog: Catalog, loaded: xr.Dataset) -> None:

@@ -16,7 +16,7 @@ from sources_world import BBOX, World, rain_of, temperature_of
 from xsoilsm import periods
 from xsoilsm.catalog import CatalogError, Segment, open_catalog
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import era5
+from xsoilsm.sources import era5, stores, weather
 from xsoilsm.sources.search import Access
 
 GEOBOX = ease2_geobox(BBOX, "1km")
@@ -44,17 +44,17 @@ def read(
 ) -> tuple[Any, Any]:
     end = starts[-1] + np.timedelta64(int(periods.period_length(starts[-1])) - 1, "D")
     first, last = starts[0].item(), end.item()
-    stores = find(world, first, last, needed)
+    found = find(world, first, last, needed)
     sums = {
         name: [
-            era5.read_store(store, BBOX, first, last, on_error)
-            for store in stores
+            stores.read_store(store, BBOX, first, last, on_error)
+            for store in found
             if store.name == name
         ]
         for name in era5.BANDS
     }
-    native = era5.combine(sums["air_temperature"], sums["precipitation"], starts)
-    temperature, rain = era5.regrid_weather(native, geobox)
+    native = weather.combine(sums["air_temperature"], sums["precipitation"], starts)
+    temperature, rain = weather.regrid_weather(native, geobox)
     assert temperature.shape == rain.shape == (starts.size, *geobox.shape)
     return temperature, rain
 
@@ -124,58 +124,64 @@ def test_cells_are_the_area_means_of_the_grid(world: World) -> None:
     world.weather("2020-06", noise, rain_of)
     starts = periods.period_starts("2020-06-09", "2020-06-09")
     geobox = ease2_geobox((4.8, 43.3, 5.2, 43.7), "9km")
-    stores = find(world, date(2020, 6, 9), date(2020, 6, 16))
+    found = find(world, date(2020, 6, 9), date(2020, 6, 16))
     box = (4.8, 43.3, 5.2, 43.7)
-    sums = [era5.read_store(s, box, date(2020, 6, 9), date(2020, 6, 16)) for s in stores]
-    native = era5.combine(sums[:1], sums[1:], starts)
-    (temperature,) = era5.regrid_weather(native, geobox)[0]
+    sums = [stores.read_store(s, box, date(2020, 6, 9), date(2020, 6, 16)) for s in found]
+    native = weather.combine(sums[:1], sums[1:], starts)
+    (temperature,) = weather.regrid_weather(native, geobox)[0]
     source = NumPyRasterSource(field, xmin=3.875, ymin=42.375, xmax=6.125, ymax=44.625)
-    found = exact_extract(source, cell_polygons(geobox, "EPSG:4326"), ["mean"])
-    expected = np.array([f["properties"]["mean"] for f in found]).reshape(geobox.shape) - 273.15
+    cells = exact_extract(source, cell_polygons(geobox, "EPSG:4326"), ["mean"])
+    expected = np.array([f["properties"]["mean"] for f in cells]).reshape(geobox.shape) - 273.15
     # The library weighs by square degrees; over a cell of 9 km they change by 0.2 %.
     np.testing.assert_allclose(temperature, expected, atol=8e-3)
 
 
 @pytest.fixture
-def globe(tmp_path: Path) -> Callable[..., era5.WeatherStore]:
+def globe(tmp_path: Path) -> Callable[..., stores.WeatherStore]:
     """Write a store of the whole globe at 5 degrees, whose value is the longitude."""
 
-    def write(units: str = "K", ascending: bool = False) -> era5.WeatherStore:
+    def write(units: str = "K", ascending: bool = False, first: float = 0.0) -> stores.WeatherStore:
         lat = np.arange(90, -91, -5.0)
-        lon = np.arange(0, 360, 5.0)
+        lon = first + np.arange(0, 360, 5.0)
         stamps = np.arange("2020-06-01", "2020-06-03", dtype="datetime64[h]").astype("M8[ns]")
         lat = lat[::-1] if ascending else lat
         values = np.zeros((stamps.size, lat.size, lon.size), np.float32)
-        values += 273.15 + ((lon + 180) % 360 - 180)[None, None, :] + 1000 * lat[None, :, None]
+        values += ((lon + 180) % 360 - 180)[None, None, :] + 1000 * lat[None, :, None]
         data = xr.Dataset(
             {"t": (("time", "lat", "lon"), values, {"units": units})},
             {"time": stamps, "lat": lat, "lon": lon},
         )
         data.to_zarr(tmp_path / "globe.zarr", consolidated=True, zarr_format=2, mode="w")
         variable = open_catalog("planetary-computer").sources["weather"][0].air_temperature
-        return era5.WeatherStore(
+        return stores.WeatherStore(
             id="globe",
             name="air_temperature",
             href=str(tmp_path / "globe.zarr"),
             access=Access(),
             fields=json.dumps({"xarray:open_kwargs": {"engine": "zarr", "consolidated": True}}),
-            variable=variable.model_copy(update={"variable": "t"}),
+            variable=variable.model_copy(update={"variable": "t", "offset": 0.0}),
+            first=np.datetime64("2020-06-01T00:00:00", "s"),
             last=np.datetime64("2020-06-02T23:00:00", "s"),
+            days=(date(2020, 6, 1), date(2020, 6, 2)),
         )
 
     return write
 
 
-@pytest.mark.parametrize("ascending", [False, True])
+@pytest.mark.parametrize(("ascending", "first"), [(False, 0.0), (True, 0.0), (False, -180.0)])
 @pytest.mark.parametrize(
     ("west", "east"), [(-3.0, 4.0), (-122.0, -118.0), (172.0, 178.0), (-179.0, -171.0), (1.0, 2.0)]
 )
-def test_longitudes_from_0_to_360_and_either_order_of_latitudes(
-    globe: Callable[..., era5.WeatherStore], west: float, east: float, ascending: bool
+def test_longitudes_from_0_or_from_180_west_and_either_order_of_latitudes(
+    globe: Callable[..., stores.WeatherStore],
+    west: float,
+    east: float,
+    ascending: bool,
+    first: float,
 ) -> None:
-    store = globe(ascending=ascending)
+    store = globe(ascending=ascending, first=first)
     bounds = (west, 43.0, east, 52.0)
-    sums = era5.read_store(store, bounds, date(2020, 6, 1), date(2020, 6, 2))
+    sums = stores.read_store(store, bounds, date(2020, 6, 1), date(2020, 6, 2))
     assert sums is not None
     assert (np.diff(sums.lon) == 5).all()
     assert (np.diff(sums.lat) == -5).all()
@@ -188,16 +194,18 @@ def test_longitudes_from_0_to_360_and_either_order_of_latitudes(
     np.testing.assert_array_equal(sums.hours, [24, 24])
 
 
-def test_units_of_the_store_are_checked(globe: Callable[..., era5.WeatherStore]) -> None:
+def test_units_of_the_store_are_checked(globe: Callable[..., stores.WeatherStore]) -> None:
     store = globe(units="degC")
     with pytest.raises(OSError, match=r"'t' has units 'degC', the catalog says 'K'"):
-        era5.read_store(store, (0, 43, 4, 52), date(2020, 6, 1), date(2020, 6, 2))
+        stores.read_store(store, (0, 43, 4, 52), date(2020, 6, 1), date(2020, 6, 2))
 
 
 def test_a_frozen_store_is_an_error(world: World) -> None:
     world.weather("2020-06", temperature_of, rain_of, hours=400)
     starts = periods.period_starts("2020-06-09", "2020-06-20")
-    with pytest.raises(OSError, match=r"ends at 2020-06-17T15:00:00.*2020-06-30T23:00:00.*frozen"):
+    with pytest.raises(
+        OSError, match=r"ends at 2020-06-17T15:00:00.*2020-06-30T23:00:00.*frozen.*no other source"
+    ):
         read(world, starts, on_error="flag")
 
 
@@ -206,7 +214,7 @@ def test_missing_months_are_named(world: World) -> None:
     world.weather("2020-06", temperature_of, rain_of)
     with pytest.raises(CatalogError, match=r"air_temperature: 'era5-pds' lacks 2020-05-01, and"):
         find(world, date(2020, 4, 20), date(2020, 6, 10))
-    with pytest.raises(CatalogError, match=r"lacks 2020-07-01.*name a further source"):
+    with pytest.raises(CatalogError, match=r"lacks 2020-07-01.*names no other source"):
         find(world, date(2020, 6, 20), date(2020, 7, 10))
     # Days after the last acquisition need not be there.
     assert len(find(world, date(2020, 6, 20), date(2020, 7, 10), date(2020, 6, 30))) == 2
@@ -264,14 +272,14 @@ def test_totals_are_scaled_by_the_days_that_are_whole(
     hours = np.array([23 if k in missing else 24 for k in range(21)])
     total = np.array(amounts, float)[:, None, None] * np.ones((1, 2, 2))
     lat, lon = np.array([44.0, 43.75]), np.array([5.0, 5.25])
-    sums = era5.DailySums(days, total, hours, lat, lon, (0, 0))
-    native = era5.combine([sums], [sums], starts)
+    sums = stores.DailySums(days, total, hours, lat, lon, (0, 0))
+    native = weather.combine([sums], [sums], starts)
     begin = 0
     for k, length in enumerate(lengths):
         span = range(begin, min(begin + length, 21))
         whole = [amounts[d] for d in span if d not in missing]
         begin += length
-        mean, rain = (values[k, 0, 0] for values in native.values)
+        mean, rain = (part.values[k, 0, 0] for (part,) in native.parts)
         if not whole:
             assert np.isnan(mean)
             assert np.isnan(rain)
@@ -280,24 +288,12 @@ def test_totals_are_scaled_by_the_days_that_are_whole(
         np.testing.assert_allclose(mean, np.mean(whole) / 24, rtol=1e-6)
 
 
-def test_stores_of_two_grids_are_refused() -> None:
-    days = np.array(["2020-06-09"], "M8[D]")
-    starts = periods.period_starts("2020-06-09", "2020-06-09")
-    lon = np.array([5.0, 5.25])
-    one, two = (
-        era5.DailySums(days, np.ones((1, 2, 2)), np.array([24]), lat, lon, (0, 0))
-        for lat in (np.array([44.0, 43.75]), np.array([44.1, 43.85]))
-    )
-    with pytest.raises(OSError, match="different grids"):
-        era5.combine([one, two], [one], starts)
-
-
 def test_no_store_at_all_leaves_a_variable_empty() -> None:
     starts = periods.period_starts("2020-06-09", "2020-06-09")
     days = np.arange("2020-06-09", "2020-06-17", dtype="M8[D]")
     lat, lon = np.array([43.75, 43.5, 43.25]), np.array([4.75, 5.0, 5.25])
-    one = era5.DailySums(days, np.ones((8, 3, 3)), np.full(8, 24), lat, lon, (0, 0))
-    native = era5.combine([one], [None], starts)
-    temperature, rain = era5.regrid_weather(native, GEOBOX)
+    one = stores.DailySums(days, np.ones((8, 3, 3)), np.full(8, 24), lat, lon, (0, 0))
+    native = weather.combine([one], [None], starts)
+    temperature, rain = weather.regrid_weather(native, GEOBOX)
     np.testing.assert_allclose(temperature, 1 / 24, rtol=1e-6)
     assert np.isnan(rain).all()

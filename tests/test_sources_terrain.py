@@ -192,3 +192,137 @@ def test_a_real_elevation_model(shared: Path, world: World) -> None:
         gy += weight * (padded[:-2, columns] - padded[2:, columns])
     slope = np.degrees(np.arctan(np.hypot(gx / (8 * dx[:, None]), gy / (8 * dy))))
     np.testing.assert_allclose(result[1], means(slope), rtol=1e-4, atol=1e-3)
+
+
+# --- several models -----------------------------------------------------------------------------
+
+COPERNICUS = {"collection": "cop-dem-glo-30", "asset": "data"}
+
+
+def plane(lon: Any, lat: Any) -> Any:
+    return 700 + 4000 * (lon - 5.0) - 2500 * (lat - 43.5)
+
+
+def read_both(world: World, geobox: Any = GEOBOX, on_error: str = "raise") -> dict[str, Any]:
+    """Read with Copernicus behind NASADEM, as in the catalog of the Planetary Computer."""
+    world.write()
+    catalog = open_catalog(world.catalog_file())
+    (source,) = catalog.sources["terrain"]
+    band = source.elevation.model_copy(update={"asset": "data", "nodata": None})
+    other = source.model_copy(update={"collection": "cop-dem-glo-30", "elevation": band})
+    tiles = tuple(
+        tile
+        for rank, model in enumerate((source, other))
+        for tile in terrain.find_dem(
+            catalog, Segment(source=model, start=date(1950, 1, 1), end=date(2100, 1, 1)), BBOX, rank
+        )
+    )
+    return dict(zip(terrain.BANDS, terrain.read_terrain(tiles, geobox, on_error), strict=True))
+
+
+def expected_plane(world: World) -> dict[str, Any]:
+    whole = World(world.folder / "whole")
+    whole.dem(plane)
+    return read(whole)
+
+
+def assert_plane(result: dict[str, Any], world: World) -> None:
+    expected = expected_plane(world)
+    for name in ("elevation", "slope", "aspect_sin", "aspect_cos"):
+        np.testing.assert_allclose(result[name], expected[name], rtol=2e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("width", [1.0, 1.5])
+def test_voids_are_filled_from_the_next_model_without_a_seam(world: World, width: float) -> None:
+    """Also where its pixels are wider, as those of Copernicus are north of 50 degrees."""
+    lon, lat = cell_lonlat(GEOBOX)
+
+    def with_void(x: Any, y: Any) -> Any:
+        return np.where((x > lon[1]) & (y < lat[1]) & (x < lon[2]), -32768, plane(x, y))
+
+    world.dem(with_void)
+    world.dem(plane, width=width, **COPERNICUS)
+    result = read_both(world)
+    assert_plane(result, world)
+    filled = result["elevation_filled"]
+    assert filled[-1, 1] == pytest.approx(0.5, abs=0.05)
+    assert filled[1, 1] == pytest.approx(0.25, abs=0.05)
+    np.testing.assert_array_equal(filled[:, 0], 0)
+    np.testing.assert_array_equal(filled[0], 0)
+
+
+@pytest.mark.parametrize("width", [1.0, 1.5, 2.0])
+def test_where_one_model_ends_the_next_goes_on(world: World, width: float) -> None:
+    """As at 60 degrees north, where NASADEM ends."""
+    _, lat = cell_lonlat(GEOBOX)
+    edge = np.floor(lat[1] * 3600) / 3600
+    world.dem(plane, (4.9, 43.4, 5.1, edge))
+    world.dem(plane, (4.9, 43.4, 5.1, edge), width=width, **COPERNICUS)
+    world.dem(plane, (4.9, edge + 1 / 3600, 5.1, 43.6), width=width, **COPERNICUS)
+    result = read_both(world)
+    assert_plane(result, world)
+    filled = result["elevation_filled"]
+    np.testing.assert_allclose(filled[0], 1, atol=1e-6)
+    np.testing.assert_allclose(filled[1], 0.5, atol=0.05)
+    np.testing.assert_allclose(filled[2:], 0, atol=1e-6)
+
+
+def test_a_model_that_is_not_needed_is_not_opened(world: World) -> None:
+    world.dem(plane)
+    world.dem(plane, **COPERNICUS)
+    (world.folder / "data" / "cop-dem-glo-30_dem_0.tif").unlink()
+    result = read_both(world)
+    np.testing.assert_array_equal(result["elevation_filled"], 0)
+
+
+def test_an_unreadable_model_is_replaced_and_marked(world: World) -> None:
+    world.dem(plane)
+    world.dem(plane, **COPERNICUS)
+    file = world.folder / "data" / "dem_0.tif"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(OSError, match="dem_0"):
+        read_both(world)
+    result = read_both(world, on_error="flag")
+    np.testing.assert_allclose(result["elevation"], expected_plane(world)["elevation"], rtol=1e-5)
+    np.testing.assert_allclose(result["elevation_filled"], 1)
+
+
+def test_chunks_do_not_matter_with_several_models(world: World) -> None:
+    lon, lat = cell_lonlat(GEOBOX)
+
+    def holes(x: Any, y: Any) -> Any:
+        height = 300 + 80 * np.sin(x * 900) * np.cos(y * 1100)
+        return np.where(np.hypot(x - lon[1], y - lat[1]) < 0.004, -32768, height)
+
+    world.dem(holes)
+    world.dem(lambda x, y: 310 + 80 * np.sin(x * 900) * np.cos(y * 1100), width=1.5, **COPERNICUS)
+    whole = read_both(world)
+    parts = [read_both(world, GEOBOX[rows]) for rows in (np.s_[:1, :], np.s_[1:, :])]
+    for name in terrain.BANDS:
+        joined = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose(joined, whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_cube_tells_which_models_it_took(world: World) -> None:
+    import yaml
+
+    from xsoilsm.sources.static import find_static
+
+    world.dem(plane)
+    world.dem(plane, **COPERNICUS)
+    world.write()
+    file = world.catalog_file()
+    content = yaml.safe_load(file.read_text())
+    (first,) = content["sources"]["terrain"]
+    elevation = {"asset": "data", "units": "m"}
+    second = first | {"collection": "cop-dem-glo-30", "elevation": elevation, "datum": "EGM2008"}
+    content["sources"]["terrain"] = [first | {"datum": "EGM96"}, second]
+    file.write_text(yaml.safe_dump(content))
+    found = find_static(open_catalog(file), "terrain", BBOX)
+    assert found is not None
+    assert found.notes["elevation"] == {
+        "models": "nasadem > cop-dem-glo-30",
+        "vertical_datum": "nasadem: EGM96; cop-dem-glo-30: EGM2008",
+    }
+    assert [tile.rank for tile in found.records] == [0, 1]
+    assert [source.collection for source in found.sources] == ["nasadem", "cop-dem-glo-30"]

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from xsoilsm.cog import write_cog
     from xsoilsm.ensemble import get_ensemble, list_ensembles
     from xsoilsm.features import compute_features
+    from xsoilsm.inventory import search
     from xsoilsm.loading import load_cube
     from xsoilsm.retrieval import retrieve
+    from xsoilsm.stack import cube_from_stack
 
 __version__ = version("xsoilsm")
 
@@ -31,21 +33,25 @@ __all__ = [
     "aggregate",
     "check_cube",
     "compute_features",
+    "cube_from_stack",
     "ease2_geobox",
     "get_ensemble",
     "list_ensembles",
     "load_cube",
     "open_catalog",
     "retrieve",
+    "search",
     "write_cog",
 ]
 
 _LAZY = {
     "compute_features": "features",
+    "cube_from_stack": "stack",
     "get_ensemble": "ensemble",
     "list_ensembles": "ensemble",
     "load_cube": "loading",
     "retrieve": "retrieval",
+    "search": "inventory",
     "write_cog": "cog",
 }
 

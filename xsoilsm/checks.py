@@ -307,10 +307,15 @@ def _sigma0_violations(
     data: xr.DataArray, variable: Variable, averaging: str
 ) -> Iterator[Violation]:
     form = str(data.attrs.get("sigma0_from", "given"))
-    if form not in SIGMA0_FORMS or "gamma" in str(data.attrs.get("long_name", "")).lower():
+    forms = set(form.split()) or {form}
+    if "sigma0_from" in data.coords:
+        forms |= set(np.unique(data["sigma0_from"].values).astype(str).tolist())
+    named_gamma = "gamma" in str(data.attrs.get("long_name", "")).lower()
+    if not forms <= set(SIGMA0_FORMS) or named_gamma:
+        found = " ".join(sorted(forms))
         yield Violation(
             variable.name,
-            f"has sigma0_from {form!r} and long_name {data.attrs.get('long_name')!r}",
+            f"has sigma0_from {found!r} and long_name {data.attrs.get('long_name')!r}",
             f"sigma nought obtained in one of the ways {SIGMA0_FORMS}",
             "gamma nought must be converted: on flat ground sigma0 = gamma0 * cos(incidence)",
         )

@@ -193,6 +193,20 @@ def simulate(path: Path | None, quiet: bool, **options: Any) -> None:
     click.echo(f"virtual landscape (simulated): {catalog}")
 
 
+@main.command("search")
+@click.option(
+    "--bbox", nargs=4, type=float, required=True, metavar="WEST SOUTH EAST NORTH", help="Degrees."
+)
+@click.option("--time", required=True, help="Days in UTC, for instance 2020-04 or START/END.")
+@click.option("--catalog", default="planetary-computer", show_default=True, help="Name or path.")
+@one_line_errors
+def search_command(bbox: tuple[float, float, float, float], time: str, catalog: str) -> None:
+    """List what a catalog has for a region and a time, with its gaps, before anything is read."""
+    from xsoilsm.inventory import describe, search
+
+    click.echo(describe(search(bbox, time, catalog)))
+
+
 @main.command("map")
 @click.option(
     "--bbox", nargs=4, type=float, required=True, metavar="WEST SOUTH EAST NORTH", help="Degrees."

@@ -107,6 +107,22 @@ VARIABLES: dict[str, Variable] = {
         Variable("source_flags", _TIME, "1", "state of the radar source", None, False),
         Variable("ndvi_filled", _PERIOD, "1", "NDVI was filled in time", None, False),
         Variable(
+            "weather_filled",
+            _STATIC,
+            "1",
+            "share of the cell with the weather of the nearest land",
+            None,
+            False,
+        ),
+        Variable(
+            "elevation_filled",
+            _STATIC,
+            "1",
+            "share of the cell with elevations of a fall-back model",
+            None,
+            False,
+        ),
+        Variable(
             "water_fraction", _STATIC, "1", "share of open water", "water_area_fraction", False
         ),
         Variable("built_fraction", _STATIC, "1", "share of built-up area", None, False),
@@ -122,7 +138,11 @@ REQUIRED = tuple(v.name for v in VARIABLES.values() if v.required)
 OPTIONAL = tuple(v.name for v in VARIABLES.values() if not v.required)
 
 SIGMA0_FORMS = ("grd", "rtc-flat", "rtc-slope", "rtc-area", "given")
-"""Values of the attribute ``sigma0_from``: how sigma nought was obtained."""
+"""Values of ``sigma0_from``: how sigma nought was obtained.
+
+The coordinate of that name says it for each acquisition; the attribute of the variables holds
+the one form, or all forms that occur, separated by spaces.
+"""
 
 
 class SourceFlag:
@@ -133,6 +153,8 @@ class SourceFlag:
     ZERO_FILLED = 4
     APPROXIMATE_SIGMA0 = 8
     BORDER = 16
+    UNRELIABLE_SIGMA0 = 32
+    LAYOVER_SHADOW = 64
 
 
 def is_sample_form(cube: xr.Dataset) -> bool:

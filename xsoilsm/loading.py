@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -23,16 +23,16 @@ from odc.geo.geobox import GeoBox
 from xsoilsm import grid, periods
 from xsoilsm.catalog import Catalog, CatalogError, Segment, open_catalog
 from xsoilsm.cube import VARIABLES, SourceFlag, spatial_coords
-from xsoilsm.facts import Source
-from xsoilsm.sources import era5, modis, sentinel1, soil, terrain
+from xsoilsm.facts import OPTIONAL_GROUPS, Source
+from xsoilsm.sources import era5, modis, sentinel1, stores, weather
 from xsoilsm.sources.graph import Chunks, band, from_blocks, single_task, spatial_chunks
-from xsoilsm.sources.search import Bounds, find_items, item_span, joined, lonlat_bounds
+from xsoilsm.sources.grd import GrdAcquisition
+from xsoilsm.sources.radar import Pass, find_radar, radar_arrays
+from xsoilsm.sources.search import Bounds, joined, lonlat_bounds
+from xsoilsm.sources.static import StaticGroup, find_static
 from xsoilsm.sources.timespan import Time, days_of
 
 __all__ = ["load_cube"]
-
-STEEP = 5.0
-"""Slope in degrees above which the flat-ground form of sigma nought is only approximate."""
 
 _CHUNK = {"9km": 16, "1km": 64, "500m": 64, "100m": 256}  # cells along a side
 
@@ -40,7 +40,7 @@ OnError = Literal["flag", "raise"]
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """What is to be loaded."""
 
     catalog: Catalog
@@ -50,6 +50,8 @@ class _Request:
     start: date
     end: date
     on_error: OnError
+    mask_ndvi: bool
+    cache: bool
 
 
 def load_cube(
@@ -60,6 +62,8 @@ def load_cube(
     *,
     chunks: int | tuple[int, int] | Mapping[str, int] | None = None,
     on_error: OnError = "flag",
+    mask_ndvi: bool = False,
+    cache: bool = True,
 ) -> xr.Dataset:
     """Load the inputs of a retrieval as one lazy cube.
 
@@ -81,13 +85,22 @@ def load_cube(
     on_error : {"flag", "raise"}, default "flag"
         What a file does that cannot be read for good: its cells become NaN and get the bit
         "read failed" in ``source_flags``, or computing raises an OSError.
+    mask_ndvi : bool, default False
+        Leave out pixels of NDVI that their producer calls snow or cloud, and fill in time what
+        that leaves empty. The networks were trained without a mask.
+    cache : bool, default True
+        Keep terrain, soil and land cover of each chunk on disk, in the folder ``layers`` of
+        `xsoilsm.catalog.cache_dir`, and look there first: for cubes of the same region and
+        chunks at other times. Only what was read over the network is kept, up to 2 GB (or
+        ``$XSOILSM_LAYERS_MB``); `xsoilsm.sources.layers.clear_layers` removes it.
 
     Returns
     -------
     Dataset
-        The cube in map form: radar (time, y, x), series (period, y, x), terrain and soil
-        (y, x), with ``coverage``, ``source_flags`` and ``ndvi_filled``. Periods begin 45 before
-        that of the first acquisition, so that each sees 46.
+        The cube in map form: radar (time, y, x), series (period, y, x), terrain, soil and land
+        cover (y, x), with ``coverage``, ``source_flags`` and ``ndvi_filled``. Periods begin 45
+        before that of the first acquisition, so that each sees 46. The coordinate
+        ``sigma0_from`` tells for each acquisition how sigma nought was obtained.
 
     Raises
     ------
@@ -106,58 +119,189 @@ def load_cube(
         msg = f"on_error {on_error!r} is unknown; expected 'flag' or 'raise'"
         raise ValueError(msg)
     geobox = region if isinstance(region, GeoBox) else grid.ease2_geobox(region, res)
+    request = make_request(
+        geobox,
+        time,
+        catalog,
+        chunks=chunks,
+        on_error=on_error,
+        mask_ndvi=mask_ndvi,
+        cache=cache,
+    )
+    acquisitions, excluded, sources = find_radar(
+        request.catalog, request.bounds, request.start, request.end
+    )
+    ground = find_ground(request)
+    static = static_arrays(request, ground)
+    data = radar_arrays(
+        acquisitions,
+        geobox,
+        request.chunks,
+        slope=static["slope"],
+        dem=ground["terrain"].records,
+        on_error=on_error,
+    )
+    items = [piece.id for acquisition in acquisitions for piece in acquisition.slices]
+    scene = Scene(along_time(acquisitions), data, items, sources, excluded)
+    cube = assemble(request, scene, ground, static)
+    located = joined([a.heights.record for a in acquisitions if isinstance(a, GrdAcquisition)])
+    return cube.assign_attrs({"radar_located_with": located}) if located else cube
+
+
+def make_request(
+    geobox: GeoBox,
+    time: Time,
+    catalog: str | os.PathLike[str] | Catalog,
+    *,
+    chunks: int | tuple[int, int] | Mapping[str, int] | None = None,
+    on_error: OnError = "flag",
+    mask_ndvi: bool = False,
+    cache: bool = True,
+) -> Request:
+    """Check what is to be loaded; parameters as for `load_cube`. Lazy: reads the catalog only."""
     cells, _, _ = grid.grid_of(geobox)
     start, end = days_of(time)
-    opened = catalog if isinstance(catalog, Catalog) else open_catalog(catalog)
-    request = _Request(
-        catalog=opened,
+    return Request(
+        catalog=catalog if isinstance(catalog, Catalog) else open_catalog(catalog),
         geobox=geobox,
         bounds=lonlat_bounds(geobox),
         chunks=_chunks(chunks, geobox, cells.name),
         start=start,
         end=end,
         on_error=on_error,
+        mask_ndvi=mask_ndvi,
+        cache=cache,
     )
-    acquisitions, excluded, radar = _find_radar(request)
-    first, last = (acquisitions[k].time.astype("datetime64[D]") for k in (0, -1))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The radar's part of a cube.
+
+    Parameters
+    ----------
+    coords : dict of str to Variable
+        ``time`` and what lies along it, with ``sigma0_from``.
+    data : dict of str to array
+        Variables (time, y, x).
+    items : list of str
+    sources : list of Source
+    excluded : list of Excluded
+    """
+
+    coords: dict[str, xr.Variable]
+    data: dict[str, Any]
+    items: list[str]
+    sources: list[Source]
+    excluded: list[sentinel1.Excluded] = field(default_factory=list)
+
+
+def along_time(acquisitions: Iterable[Pass]) -> dict[str, xr.Variable]:
+    """Coordinates of acquisitions. Lazy: reads nothing."""
+    known = list(acquisitions)
+    when = np.array([a.time for a in known], dtype="datetime64[ns]")
+    names = "relative_orbit", "orbit_state", "platform", "sigma0_from"
+    attributes = {"standard_name": "time", "long_name": "time of the overpass, UTC"}
+    return {
+        "time": xr.Variable("time", when, attributes),
+        **{n: xr.Variable("time", np.array([getattr(a, n) for a in known])) for n in names},
+    }
+
+
+def assemble(
+    request: Request,
+    scene: Scene,
+    ground: Mapping[str, StaticGroup],
+    static: Mapping[str, da.Array],
+    given: Mapping[str, xr.Variable] | None = None,
+) -> xr.Dataset:
+    """Put the radar and everything else together to a cube.
+
+    Lazy: searches the catalog's services, reads no pixel.
+
+    Parameters
+    ----------
+    request : Request
+    scene : Scene
+    ground : mapping of str to StaticGroup
+        From `find_ground`.
+    static : mapping of str to (y, x) array
+        From `static_arrays`.
+    given : mapping of str to Variable, optional
+        Variables that are there already; groups of which nothing is missing are not searched.
+
+    Returns
+    -------
+    Dataset
+    """
+    given = given or {}
+    times = scene.coords["time"].values
+    first, last = (times[k].astype("datetime64[D]") for k in (0, -1))
     starts = periods.period_starts(
         periods.preceding_period(first, periods.PERIODS_PER_YEAR - 1), last
     )
-    ground, ground_used = _terrain(request)
-    scene, sky, earth = (
-        _radar(request, acquisitions, ground["slope"]),
-        _series(request, starts, last),
-        _soil(request),
-    )
-    data = {**scene, **sky.data, **earth.data, **ground}
-    items = {**sky.items, **earth.items, **ground_used.items}
-    items |= {
-        name: [piece.id for acquisition in acquisitions for piece in acquisition.slices]
-        for name in scene
-    }
-    used = [*radar, *sky.sources, *earth.sources, *ground_used.sources]
-    coords: dict[str, Any] = dict(spatial_coords(geobox))
-    coords["time"] = xr.Variable(
-        "time",
-        np.array([a.time for a in acquisitions], dtype="datetime64[ns]"),
-        {"standard_name": "time", "long_name": "time of the overpass, UTC"},
-    )
-    coords["relative_orbit"] = ("time", np.array([a.relative_orbit for a in acquisitions]))
-    coords["orbit_state"] = ("time", np.array([a.orbit_state for a in acquisitions]))
-    coords["platform"] = ("time", np.array([a.platform for a in acquisitions]))
-    coords["period"] = xr.Variable(
-        "period", starts.astype("datetime64[ns]"), {"long_name": "first day of an 8-day period"}
-    )
+    sky = _series(request, starts, last, frozenset(given))
+    data: dict[str, Any] = {**scene.data, **sky.data, **static}
+    items = {**sky.items, **{name: scene.items for name in scene.data}}
+    notes = dict(sky.attributes)
+    used = [*scene.sources, *sky.sources]
+    for group in ground.values():
+        items |= group.items
+        notes |= group.notes
+        used += group.sources
+    forms = " ".join(sorted(set(scene.coords["sigma0_from"].values.astype(str).tolist())))
     variables = {
         name: xr.Variable(
             VARIABLES[name].dims,
             data[name],
-            _attributes(name, items.get(name, ()), acquisitions[0].sigma0_from),
+            _attributes(name, items.get(name, ()), forms) | notes.get(name, {}),
         )
         for name in VARIABLES
-        if name in data
+        if name in data and name not in given
     }
-    return xr.Dataset(variables, coords, _provenance(request, used, excluded))
+    coords: dict[str, Any] = {**spatial_coords(request.geobox), **scene.coords}
+    coords["period"] = xr.Variable(
+        "period", starts.astype("datetime64[ns]"), {"long_name": "first day of an 8-day period"}
+    )
+    attributes = _provenance(request, used, scene.excluded)
+    return xr.Dataset({**variables, **given}, coords, attributes)
+
+
+_WHOLE_GROUPS = {
+    "ndvi": frozenset({"ndvi"}),
+    "weather": frozenset(era5.BANDS),
+    "terrain": frozenset({"elevation", "slope", "aspect_sin", "aspect_cos"}),
+    "soil": frozenset({"sand", "clay", "bulk_density"}),
+}
+"""Variables that a cube must have, by group."""
+
+
+def find_ground(request: Request, given: frozenset[str] = frozenset()) -> dict[str, StaticGroup]:
+    """Search what does not change and is not given. Asks the services; reads no pixel.
+
+    Raises
+    ------
+    CatalogError
+        When no source has the region.
+    """
+    found = {}
+    needed = [g for g in ("terrain", "soil") if not _WHOLE_GROUPS[g] <= given]
+    # What is optional is looked for where something else is.
+    for group in (*needed, *OPTIONAL_GROUPS) if needed else ():
+        some = find_static(request.catalog, group, request.bounds)
+        if some is not None:
+            found[group] = some
+        elif group in _WHOLE_GROUPS:
+            raise CatalogError(_no_items(request, group, "any time"))
+    return found
+
+
+def static_arrays(request: Request, ground: Mapping[str, StaticGroup]) -> dict[str, da.Array]:
+    """Variables (y, x) of groups that do not change. Lazy: reads nothing."""
+    arrays: dict[str, da.Array] = {}
+    for group in ground.values():
+        arrays |= group.arrays(request.geobox, request.chunks, request.on_error, request.cache)
+    return arrays
 
 
 @dataclass
@@ -167,111 +311,14 @@ class _Part:
     data: dict[str, da.Array]
     items: dict[str, list[str]]
     sources: list[Source]
-
-
-def _find_radar(
-    request: _Request,
-) -> tuple[list[sentinel1.Acquisition], list[sentinel1.Excluded], list[Source]]:
-    catalog, found, excluded = request.catalog, [], []
-    segments = catalog.segments("radar", request.start, request.end)
-    for segment in segments:
-        some, left_out = sentinel1.find_acquisitions(catalog, segment, request.bounds)
-        found += some
-        excluded += left_out
-    if not found:
-        raise CatalogError(_nothing_found(request, segments, excluded))
-    forms = {a.sigma0_from for a in found}
-    if len(forms) > 1:
-        msg = f"the sources of radar give sigma0 in different forms ({', '.join(sorted(forms))})"
-        raise CatalogError(msg)
-    found.sort(key=lambda a: (a.time, a.absolute_orbit))
-    return found, excluded, [segment.source for segment in segments]
-
-
-def _nothing_found(
-    request: _Request, segments: Iterable[Segment], excluded: list[sentinel1.Excluded]
-) -> str:
-    """Say what was searched, and what exists near."""
-    west, south, east, north = request.bounds
-    text = (
-        f"no acquisition with VV and VH in {request.start} to {request.end} over "
-        f"({west:.4f}, {south:.4f}, {east:.4f}, {north:.4f}) in the catalog "
-        f"'{request.catalog.name}': {request.catalog.describe('radar')}"
-    )
-    if excluded:
-        text += f"; {len(excluded)} item(s) were left out, for instance {excluded[0].id}: "
-        text += excluded[0].reason
-    # A year on either side is cheap to ask for and tells a wrong date from a wrong place.
-    around = request.catalog.segments(
-        "radar", request.start - timedelta(366), request.end + timedelta(366)
-    )
-    days = sorted(
-        item_span(item)[0].date()
-        for segment in around
-        for item in find_items(
-            request.catalog.service_of(segment.source),
-            segment.source.collection,
-            request.bounds,
-            segment.start,
-            segment.end,
-        )
-    )
-    if not days:
-        return f"{text}; none within a year of that either: choose another region or catalog"
-    before = [day for day in days if day < request.start]
-    after = [day for day in days if day > request.end]
-    near = [str(day) for day in (*before[-1:], *after[:1])]
-    return f"{text}; the nearest are of {' and '.join(near)}: choose another time"
-
-
-def _radar(
-    request: _Request, acquisitions: list[sentinel1.Acquisition], slope: da.Array
-) -> dict[str, da.Array]:
-    reader = partial(_read_acquisition, on_error=request.on_error)
-    stack = from_blocks(
-        reader,
-        request.geobox,
-        request.chunks,
-        bands=len(sentinel1.BANDS),
-        along=acquisitions,
-        label="sentinel1",
-    )
-    data = {name: band(stack, k) for k, name in enumerate(sentinel1.BANDS[:-1])}
-    data["source_flags"] = da.blockwise(
-        _flags,
-        "tyx",
-        stack,
-        "btyx",
-        slope,
-        "yx",
-        flat=acquisitions[0].sigma0_from == "rtc-flat",
-        concatenate=None,
-        dtype=np.uint8,
-        meta=np.empty((0, 0, 0), dtype=np.uint8),
-    )
-    return data
-
-
-def _read_acquisition(
-    acquisition: sentinel1.Acquisition, target: GeoBox, on_error: OnError
-) -> npt.NDArray[np.float32]:
-    return sentinel1.read_acquisition(acquisition, target, on_error)
-
-
-def _flags(
-    blocks: list[npt.NDArray[np.float32]], slope: npt.NDArray[np.float32], flat: bool
-) -> npt.NDArray[np.uint8]:
-    """Take the flags of the source; add where the ground is too steep for the flat form."""
-    (stack,) = blocks
-    flags: npt.NDArray[np.uint8] = stack[sentinel1.BANDS.index("source_flags")].astype(np.uint8)
-    if flat:
-        seen = stack[sentinel1.BANDS.index("coverage")] > 0
-        flags[seen & (slope > STEEP)] |= np.uint8(SourceFlag.APPROXIMATE_SIGMA0)
-    return flags
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def _series(
-    request: _Request, starts: npt.NDArray[np.datetime64], last_needed: np.datetime64
+    request: Request,
+    starts: npt.NDArray[np.datetime64],
+    last_needed: np.datetime64,
+    given: frozenset[str],
 ) -> _Part:
     final = starts[-1] + np.timedelta64(int(periods.period_length(starts[-1])) - 1, "D")
     first, last, needed = (
@@ -279,19 +326,23 @@ def _series(
         for day in (starts[0], final, last_needed)
     )
     part = _Part({}, {}, [])
-    _add_ndvi(part, request, starts, first, last)
-    _add_weather(part, request, starts, (first, last, needed))
+    if not _WHOLE_GROUPS["ndvi"] <= given:
+        _add_ndvi(part, request, starts, first, last)
+    if not _WHOLE_GROUPS["weather"] <= given:
+        _add_weather(part, request, starts, (first, last, needed))
     return part
 
 
 def _add_ndvi(
-    part: _Part, request: _Request, starts: npt.NDArray[np.datetime64], first: date, last: date
+    part: _Part, request: Request, starts: npt.NDArray[np.datetime64], first: date, last: date
 ) -> None:
     segments = request.catalog.segments("ndvi", first, last)
     composites = tuple(
         composite
         for segment in segments
-        for composite in modis.find_composites(request.catalog, segment, request.bounds, starts)
+        for composite in modis.find_composites(
+            request.catalog, segment, request.bounds, starts, mask=request.mask_ndvi
+        )
     )
     if not composites:
         raise CatalogError(_no_items(request, "ndvi", f"{first} to {last}"))
@@ -307,6 +358,12 @@ def _add_ndvi(
     part.data["ndvi_filled"] = band(stack, 1, np.uint8)
     names = [composite.id for composite in composites]
     part.items |= {"ndvi": names, "ndvi_filled": names}
+    held = {composite.start for composite in composites}
+    kept = " or ".join(str(k) for k in composites[0].keep)
+    part.attributes["ndvi"] = {
+        "quality_mask": f"pixel reliability {kept}" if request.mask_ndvi else "none",
+        "periods_without_composite": " ".join(str(s) for s in starts if s not in held),
+    }
     part.sources += [segment.source for segment in segments]
 
 
@@ -321,30 +378,29 @@ def _read_ndvi(
 
 def _add_weather(
     part: _Part,
-    request: _Request,
+    request: Request,
     starts: npt.NDArray[np.datetime64],
     days: tuple[date, date, date],
 ) -> None:
     first, last, last_needed = days
     segments = request.catalog.segments("weather", first, last)
-    stores = [
+    found = [
         store
         for segment in segments
         for store in era5.find_stores(request.catalog, segment, request.bounds, last_needed)
     ]
-    covered = segments[-1].end if segments else first - timedelta(1)
-    if not stores or segments[0].start > first or covered < last_needed:
+    if not found or _days_without_source(segments, first, last_needed):
         raise CatalogError(_no_items(request, "weather", f"{first} to {last_needed}"))
     source = single_task(
-        partial(_combine, starts, sum(store.name == era5.BANDS[0] for store in stores)),
+        partial(_combine, starts, sum(store.name == era5.BANDS[0] for store in found)),
         [
-            (era5.read_store, (store, request.bounds, first, last, request.on_error))
-            for store in sorted(stores, key=lambda store: era5.BANDS.index(store.name))
+            (stores.read_store, (store, request.bounds, first, last, request.on_error))
+            for store in sorted(found, key=lambda store: era5.BANDS.index(store.name))
         ],
         label="era5-native",
     )
     stack = from_blocks(
-        era5.regrid_weather,
+        weather.regrid_weather,
         request.geobox,
         request.chunks,
         bands=len(era5.BANDS),
@@ -354,67 +410,37 @@ def _add_weather(
     )
     for k, name in enumerate(era5.BANDS):
         part.data[name] = band(stack, k)
-        part.items[name] = [store.id for store in stores if store.name == name]
+        part.items[name] = [store.id for store in found if store.name == name]
+    if any(store.fill_within for store in found):
+        filled = from_blocks(
+            weather.regrid_filled,
+            request.geobox,
+            request.chunks,
+            bands=1,
+            source=source,
+            label="era5-filled",
+        )
+        part.data["weather_filled"] = band(filled, 0)
+        part.items["weather_filled"] = [store.id for store in found if store.fill_within]
     part.sources += [segment.source for segment in segments]
 
 
+def _days_without_source(segments: Iterable[Segment], first: date, last: date) -> bool:
+    """Whether the sources leave days out that are needed."""
+    for segment in segments:
+        if segment.start > first:
+            break
+        first = segment.end + timedelta(1)
+    return first <= last
+
+
 def _combine(
-    starts: npt.NDArray[np.datetime64], count: int, sums: list[era5.DailySums | None]
-) -> era5.NativeWeather:
-    return era5.combine(sums[:count], sums[count:], starts)
+    starts: npt.NDArray[np.datetime64], count: int, sums: list[stores.DailySums | None]
+) -> weather.NativeWeather:
+    return weather.combine(sums[:count], sums[count:], starts)
 
 
-def _terrain(request: _Request) -> tuple[dict[str, da.Array], _Part]:
-    for source in request.catalog.sources["terrain"]:
-        tiles = tuple(terrain.find_dem(request.catalog, _always(source), request.bounds))
-        if tiles:
-            break
-    else:
-        raise CatalogError(_no_items(request, "terrain", "any time"))
-    stack = from_blocks(
-        partial(_read_static, terrain.read_terrain, tiles, on_error=request.on_error),
-        request.geobox,
-        request.chunks,
-        bands=len(terrain.BANDS),
-        label="terrain",
-    )
-    names = [tile.id for tile in tiles]
-    data = {name: band(stack, k) for k, name in enumerate(terrain.BANDS)}
-    return data, _Part(data, dict.fromkeys(data, names), [source])
-
-
-def _soil(request: _Request) -> _Part:
-    for source in request.catalog.sources["soil"]:
-        layers = tuple(soil.find_soil(request.catalog, _always(source), request.bounds))
-        if layers:
-            break
-    else:
-        raise CatalogError(_no_items(request, "soil", "any time"))
-    stack = from_blocks(
-        partial(_read_static, soil.read_soil, layers, on_error=request.on_error),
-        request.geobox,
-        request.chunks,
-        bands=len(soil.BANDS),
-        label="soil",
-    )
-    data = {name: band(stack, k) for k, name in enumerate(soil.BANDS)}
-    names = {name: [x.id for x in layers if x.variable == name] for name in data}
-    return _Part(data, names, [source])
-
-
-def _read_static(
-    reader: Any, records: tuple[Any, ...], target: GeoBox, on_error: OnError
-) -> npt.NDArray[np.float32]:
-    values: npt.NDArray[np.float32] = reader(records, target, on_error)
-    return values
-
-
-def _always(source: Source) -> Segment:
-    """All days, for what does not change."""
-    return Segment(source=source, start=date(1950, 1, 1), end=date(2100, 1, 1))
-
-
-def _no_items(request: _Request, group: str, days: str) -> str:
+def _no_items(request: Request, group: str, days: str) -> str:
     west, south, east, north = request.bounds
     return (
         f"no {group} for {days} over ({west:.4f}, {south:.4f}, {east:.4f}, {north:.4f}) in the "
@@ -443,7 +469,7 @@ def _attributes(name: str, items: Iterable[str], sigma0_from: str) -> dict[str, 
 
 
 def _provenance(
-    request: _Request, sources: list[Source], excluded: list[sentinel1.Excluded]
+    request: Request, sources: list[Source], excluded: list[sentinel1.Excluded]
 ) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "Conventions": "CF-1.11",

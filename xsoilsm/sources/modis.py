@@ -3,16 +3,18 @@
 Composites of Terra start on days 1, 17, ..., 353 of a year and those of Aqua on days 9, 25,
 ..., 361, so together they give one value for each eight-day period. Stored integers become
 NDVI, the area mean follows, and periods without a valid composite are filled linearly in time;
-at either end the nearest value holds. No quality mask is applied, as in training.
+at either end the nearest value holds. No quality mask is applied, as in training, unless the
+user asks for one: then only pixels whose reliability is of the classes that the catalog names
+count (0 good, 1 marginal, 2 snow or ice, 3 cloudy, -1 fill).
 
 Source: MOD13 user guide, collection 6.1 (Didan and Munoz 2019), scale 0.0001, fill -3000.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,7 @@ from xsoilsm.sources.reading import (
     to_physical,
 )
 from xsoilsm.sources.search import (
+    Access,
     Bounds,
     access_of,
     find_items,
@@ -84,6 +87,10 @@ class Composite:
     band : Band
     footprint : bytes
         WKB in lon/lat.
+    reliability : Raster, optional
+        Classes of the pixels, where they are to be masked.
+    keep : tuple of int
+        Classes that count.
     """
 
     id: str
@@ -93,10 +100,22 @@ class Composite:
     raster: Raster
     band: Band
     footprint: bytes
+    reliability: Raster | None = None
+    keep: tuple[int, ...] = ()
+
+    @property
+    def rasters(self) -> tuple[Raster, ...]:
+        """Files that are read."""
+        return (self.raster,) if self.reliability is None else (self.raster, self.reliability)
 
 
 def find_composites(
-    catalog: Catalog, segment: Segment, bounds: Bounds, starts: npt.NDArray[np.datetime64]
+    catalog: Catalog,
+    segment: Segment,
+    bounds: Bounds,
+    starts: npt.NDArray[np.datetime64],
+    *,
+    mask: bool = False,
 ) -> list[Composite]:
     """Search the composites of a region. Asks the service; reads no pixel.
 
@@ -109,11 +128,18 @@ def find_composites(
         In degrees.
     starts : (period,) ndarray of datetime64[D]
         Periods that are wanted.
+    mask : bool, default False
+        Whether only reliable pixels are to count.
 
     Returns
     -------
     list of Composite
         By time and tile; of several versions of a composite the latest.
+
+    Raises
+    ------
+    CatalogError
+        When a mask is asked for and the catalog or an item has no reliability.
     """
     source = segment.source
     if not isinstance(source, ModisSource):
@@ -125,23 +151,46 @@ def find_composites(
     latest: dict[tuple[date, str], Composite] = {}
     for item in find_items(service, source.collection, bounds, segment.start, segment.end):
         start = _start_of(item)
-        if start not in wanted or source.ndvi.asset not in item.assets:
+        # A composite that began before the days of this source belongs to the one before.
+        served = segment.start <= start <= segment.end
+        if start not in wanted or not served or source.ndvi.asset not in item.assets:
             continue
-        asset = item.assets[source.ndvi.asset]
         composite = Composite(
             id=item.id,
             start=np.datetime64(start, "D"),
             platform=_platform_of(item),
             tile=_tile_of(item),
-            raster=Raster(asset.get_absolute_href() or asset.href, access, source.crs),
+            raster=_raster(item, source.ndvi.asset, access, source),
             band=source.ndvi,
             footprint=footprint_of(item),
         )
+        if mask:
+            composite = _with_mask(composite, item, access, source)
         key = start, composite.tile
         # Identifiers end with the time of production.
         if key not in latest or latest[key].id < composite.id:
             latest[key] = composite
     return [latest[key] for key in sorted(latest)]
+
+
+def _raster(item: pystac.Item, key: str, access: Access, source: ModisSource) -> Raster:
+    asset = item.assets[key]
+    return Raster(asset.get_absolute_href() or asset.href, access, source.crs)
+
+
+def _with_mask(
+    composite: Composite, item: pystac.Item, access: Access, source: ModisSource
+) -> Composite:
+    if source.reliability is None or source.reliability.asset not in item.assets:
+        missing = (
+            f"'{source.collection}' has no `reliability` in the catalog"
+            if source.reliability is None
+            else f"item '{item.id}' has no asset '{source.reliability.asset}'"
+        )
+        msg = f"unreliable NDVI cannot be masked: {missing}; load without the mask"
+        raise CatalogError(msg)
+    raster = _raster(item, source.reliability.asset, access, source)
+    return replace(composite, reliability=raster, keep=source.reliability.keep)
 
 
 def _start_of(item: pystac.Item) -> date:
@@ -213,6 +262,14 @@ def read_ndvi(
     return np.stack([fill_in_time(mean, starts), filled])
 
 
+def _values(composite: Composite, stored: list[npt.NDArray[Any]], declared: float | None) -> Floats:
+    """NDVI of a window, NaN where it has none or is masked."""
+    values = to_physical(stored[0], composite.band, declared)
+    if composite.reliability is not None:
+        values[~np.isin(stored[1], composite.keep)] = np.nan
+    return values
+
+
 class _Batch:
     """Composites of one tile that are read first and brought to the target together.
 
@@ -226,14 +283,14 @@ class _Batch:
 
     def read(self, composite: Composite, index: int) -> None:
         """Read a composite as period `index`; bring the batch to the target when it is full."""
-        with NativeReader((composite.raster,)) as reader:
+        with NativeReader(composite.rasters) as reader:
             if reader.geobox != self._geobox:
                 self.flush()
                 self._geobox = reader.geobox
                 patches = native_windows(reader.geobox, self._sums.target, BLOCK)
                 self._windows = [(patch, {}) for patch in patches]
             fresh = [
-                to_physical(reader.read(patch)[0], composite.band, reader.nodata[0])
+                _values(composite, reader.read(patch), reader.nodata[0])
                 for patch, _ in self._windows
             ]
         for (_, rows), values in zip(self._windows, fresh, strict=True):
