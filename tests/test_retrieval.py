@@ -149,6 +149,7 @@ def test_source_coverage_and_clipping_reach_the_flags():
     coverage[1, 2, 2] = 0.3
     source = np.zeros(coverage.shape, np.uint8)
     source[0, 0, 1], source[0, 0, 2] = SourceFlag.READ_FAILED, SourceFlag.NO_SCENE
+    source[1, 1, 1], source[1, 1, 2] = SourceFlag.UNRELIABLE_SIGMA0, SourceFlag.LAYOVER_SHADOW
     cube["coverage"], cube["source_flags"] = (dims, coverage), (dims, source)
     cube["slope"][4, 4] = 60.0
     result = cube.sm.retrieve()
@@ -156,6 +157,8 @@ def test_source_coverage_and_clipping_reach_the_flags():
         (QualityFlag.LOW_COVERAGE, (1, 2, 2)),
         (QualityFlag.READ_FAILED, (0, 0, 1)),
         (QualityFlag.NO_SCENE, (0, 0, 2)),
+        (QualityFlag.STEEP_SLOPE, (1, 1, 1)),
+        (QualityFlag.LAYOVER_SHADOW, (1, 1, 2)),
     ):
         assert has(result, flag).sum() == 1
         assert has(result, flag)[where]

@@ -247,6 +247,8 @@ _SOURCE_BITS = {
     SourceFlag.NO_SCENE: QualityFlag.NO_SCENE,
     SourceFlag.READ_FAILED: QualityFlag.READ_FAILED,
     SourceFlag.APPROXIMATE_SIGMA0: QualityFlag.APPROXIMATE_SIGMA0,
+    SourceFlag.UNRELIABLE_SIGMA0: QualityFlag.STEEP_SLOPE,
+    SourceFlag.LAYOVER_SHADOW: QualityFlag.LAYOVER_SHADOW,
 }
 
 
