@@ -20,11 +20,11 @@ from rasterio.windows import Window
 from scipy.interpolate import RegularGridInterpolator
 
 from xsoilsm.facts import Band
-from xsoilsm.sources.access import Access
-from xsoilsm.sources.elevation import DemTile
-from xsoilsm.sources.grd import GrdAcquisition, GrdSlice
-from xsoilsm.sources.heights import HeightSource
-from xsoilsm.sources.reading import Raster
+from xsoilsm.sources.access.links import Access
+from xsoilsm.sources.ground.elevation import DemTile
+from xsoilsm.sources.pixels.reading import Raster
+from xsoilsm.sources.sentinel1.grd import GrdAcquisition, GrdSlice
+from xsoilsm.sources.sentinel1.heights import HeightSource
 
 POLARISATIONS = ("vv", "vh")
 LEVEL = {"vv": -10.0, "vh": -17.0}

@@ -192,16 +192,16 @@ def test_series_and_static_layers_are_one_task_a_chunk(catalog: Catalog) -> None
 
 
 def test_one_read_serves_all_bands(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xsoilsm import loading
+    from xsoilsm.sources.sentinel1 import rtc
 
     calls: list[Any] = []
-    original = loading.sentinel1.read_acquisition
+    original = rtc.read_acquisition
 
     def counted(acquisition: Any, *rest: Any) -> Any:
         calls.append(acquisition.absolute_orbit)
         return original(acquisition, *rest)
 
-    monkeypatch.setattr(loading.sentinel1, "read_acquisition", counted)
+    monkeypatch.setattr(rtc, "read_acquisition", counted)
     cube = load_cube(BBOX, "2020-06", "1km", catalog)
     cube[["sigma0_vv", "sigma0_vh", "incidence_angle", "coverage", "source_flags"]].compute()
     assert sorted(calls) == [33000, 33080, 33175]

@@ -29,10 +29,10 @@ from xsoilsm.cube import SourceFlag
 from xsoilsm.facts import Service
 from xsoilsm.products import write_products
 from xsoilsm.retrieval import ResolutionWarning
-from xsoilsm.sources import modis, search
-from xsoilsm.sources.access import Access, read_bytes
-from xsoilsm.sources.transport import ReadFailed, patience
-from xsoilsm.sources.webzarr import WebStore
+from xsoilsm.sources.access.links import Access, read_bytes, search
+from xsoilsm.sources.access.transport import ReadFailed, patience
+from xsoilsm.sources.access.webzarr import WebStore
+from xsoilsm.sources.series import modis
 
 FILES = {
     "sigma0_vv": r"/sentinel1-grd-rtc/.*/iw-vv\.rtc\.tiff$",

@@ -21,7 +21,7 @@ from services.fixtures import REGION, RTC, TIME, ZEROED, Services
 from xsoilsm import load_cube, retrieve
 from xsoilsm.catalog import open_catalog
 from xsoilsm.retrieval import ResolutionWarning
-from xsoilsm.sources.access import Access, access_of, readable_href
+from xsoilsm.sources.access.links import Access, access_of, readable_href
 
 ROOT = Path(__file__).parents[1]
 

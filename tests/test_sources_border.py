@@ -16,8 +16,9 @@ from sources_world import BBOX, ORIGIN, UTM, World
 from xsoilsm.catalog import Segment, open_catalog
 from xsoilsm.cube import SourceFlag
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import border, sentinel1
-from xsoilsm.sources.border import HOLE, erosion
+from xsoilsm.sources.sentinel1 import border, rtc
+from xsoilsm.sources.sentinel1.acquisitions import find_acquisitions
+from xsoilsm.sources.sentinel1.border import HOLE, erosion
 
 WHOLE = ease2_geobox(
     World._utm_bounds(ORIGIN[0], ORIGIN[1] - 5000, ORIGIN[0] + 6000, ORIGIN[1]), "500m"
@@ -82,9 +83,9 @@ def read(world: World, geobox: Any = WHOLE, **changes: Any) -> tuple[Any, dict[s
     source = catalog.sources["radar"][0].model_copy(update=facts)
     catalog = catalog.model_copy(update={"sources": {**catalog.sources, "radar": (source,)}})
     segment = Segment(source=source, start=date(2015, 1, 1), end=date(2022, 1, 1))
-    (acquisition,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
-    stack = sentinel1.read_acquisition(acquisition, geobox, "raise")
-    return acquisition, dict(zip(sentinel1.BANDS, stack[:, 0], strict=True))
+    (acquisition,), _ = find_acquisitions(catalog, segment, BBOX)
+    stack = rtc.read_acquisition(acquisition, geobox, "raise")
+    return acquisition, dict(zip(rtc.BANDS, stack[:, 0], strict=True))
 
 
 def with_fringe(vv: Any, vh: Any) -> None:

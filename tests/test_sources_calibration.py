@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import RegularGridInterpolator
 
-from xsoilsm.sources.calibration import (
+from xsoilsm.sources.sentinel1.calibration import (
     AzimuthBlock,
     Calibration,
     LookupTable,

@@ -16,8 +16,8 @@ from sources_world import BBOX, World, rain_of, temperature_of
 from xsoilsm import periods
 from xsoilsm.catalog import CatalogError, Segment, open_catalog
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import era5, stores, weather
-from xsoilsm.sources.search import Access
+from xsoilsm.sources.access.links import Access
+from xsoilsm.sources.series import era5, stores, weather
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 

@@ -23,11 +23,13 @@ from xsoilsm.loading import load_cube
 from xsoilsm.simulate.land import Place
 from xsoilsm.simulate.orbit import Overpass, overpasses
 from xsoilsm.simulate.scene import GEOID
-from xsoilsm.sources import sentinel1, terrain
-from xsoilsm.sources.access import Access
-from xsoilsm.sources.annotation import IncidenceSurface, read_incidence, read_look
-from xsoilsm.sources.flattening import LIMITS, slope_factor
-from xsoilsm.sources.search import cell_lonlat
+from xsoilsm.sources.access.links import Access
+from xsoilsm.sources.access.search import cell_lonlat
+from xsoilsm.sources.ground import terrain
+from xsoilsm.sources.sentinel1 import rtc
+from xsoilsm.sources.sentinel1.acquisitions import Acquisition, find_acquisitions
+from xsoilsm.sources.sentinel1.annotation import IncidenceSurface, read_incidence, read_look
+from xsoilsm.sources.sentinel1.flattening import LIMITS, slope_factor
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 METRE = 180 / np.pi / terrain.EARTH_RADIUS  # degrees of latitude in a metre
@@ -200,19 +202,19 @@ def tilted(slope: float) -> Any:
     return lambda lon, lat: 500 - rise * (lon - 5.0) * scale + 0 * lat
 
 
-def read(world: World, **changes: Any) -> tuple[sentinel1.Acquisition, dict[str, Any]]:
+def read(world: World, **changes: Any) -> tuple[Acquisition, dict[str, Any]]:
     world.write()
     catalog = open_catalog(world.catalog_file())
     source = catalog.sources["radar"][0].model_copy(update=changes)
     catalog = catalog.model_copy(update={"sources": {**catalog.sources, "radar": (source,)}})
     days = {"start": date(2015, 1, 1), "end": date(2022, 1, 1)}
     segment = Segment(source=source, **days)
-    (acquisition,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
+    (acquisition,), _ = find_acquisitions(catalog, segment, BBOX)
     always = Segment(source=catalog.sources["terrain"][0], **days | {"start": date(1990, 1, 1)})
     tiles = tuple(terrain.find_dem(catalog, always, BBOX))
     acquisition = pickle.loads(pickle.dumps(acquisition))
-    stack = sentinel1.read_acquisition(acquisition, GEOBOX, "raise", tiles)
-    return acquisition, dict(zip(sentinel1.BANDS, stack[:, 0], strict=True))
+    stack = rtc.read_acquisition(acquisition, GEOBOX, "raise", tiles)
+    return acquisition, dict(zip(rtc.BANDS, stack[:, 0], strict=True))
 
 
 @pytest.mark.parametrize("slope", [0.0, 15.0, -15.0])
@@ -293,10 +295,10 @@ def test_slopes_depend_little_on_chunks(world: World) -> None:
     )
     tiles = tuple(terrain.find_dem(catalog, model, BBOX))
     parts = [
-        sentinel1.read_acquisition(acquisition, GEOBOX[rows], "raise", tiles)[:, 0]
+        rtc.read_acquisition(acquisition, GEOBOX[rows], "raise", tiles)[:, 0]
         for rows in (np.s_[:1, :], np.s_[1:, :])
     ]
-    joined = dict(zip(sentinel1.BANDS, np.concatenate(parts, axis=1), strict=True))
+    joined = dict(zip(rtc.BANDS, np.concatenate(parts, axis=1), strict=True))
     for name in ("sigma0_vv", "sigma0_vh"):
         np.testing.assert_allclose(joined[name], whole[name], rtol=0, atol=2e-5)
 
@@ -317,9 +319,9 @@ def test_without_an_elevation_model_there_is_no_slope_form(world: World) -> None
     world.radar("2020-06-03T17:40:00", 33000)
     with pytest.raises(CatalogError, match="nasadem"):
         read(world, sigma0_from="rtc-slope")
-    acquisition = sentinel1.Acquisition(np.datetime64(0, "ns"), "", 1, "", 1, "rtc-slope", ())
+    acquisition = Acquisition(np.datetime64(0, "ns"), "", 1, "", 1, "rtc-slope", ())
     with pytest.raises(ValueError, match="needs tiles of an elevation model"):
-        sentinel1.read_acquisition(acquisition, GEOBOX)
+        rtc.read_acquisition(acquisition, GEOBOX)
 
 
 def test_terrain_that_cannot_be_read_leaves_no_sigma0(world: World) -> None:
@@ -329,15 +331,15 @@ def test_terrain_that_cannot_be_read_leaves_no_sigma0(world: World) -> None:
     catalog = open_catalog(world.catalog_file())
     source = catalog.sources["radar"][0].model_copy(update={"sigma0_from": "rtc-slope"})
     days = {"start": date(1990, 1, 1), "end": date(2022, 1, 1)}
-    (acquisition,), _ = sentinel1.find_acquisitions(catalog, Segment(source=source, **days), BBOX)
+    (acquisition,), _ = find_acquisitions(catalog, Segment(source=source, **days), BBOX)
     model = Segment(source=catalog.sources["terrain"][0], **days)
     tiles = tuple(terrain.find_dem(catalog, model, BBOX))
     file = world.folder / "data" / "dem_0.tif"
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(OSError, match="dem_0"):
-        sentinel1.read_acquisition(acquisition, GEOBOX, "raise", tiles)
-    bands = sentinel1.read_acquisition(acquisition, GEOBOX, "flag", tiles)[:, 0]
-    seen = dict(zip(sentinel1.BANDS, bands, strict=True))
+        rtc.read_acquisition(acquisition, GEOBOX, "raise", tiles)
+    bands = rtc.read_acquisition(acquisition, GEOBOX, "flag", tiles)[:, 0]
+    seen = dict(zip(rtc.BANDS, bands, strict=True))
     assert np.isnan(seen["sigma0_vv"]).all()
     assert ((seen["source_flags"].astype(int) & SourceFlag.READ_FAILED) > 0).all()
     # Another model in its place is as good.
@@ -345,7 +347,7 @@ def test_terrain_that_cannot_be_read_leaves_no_sigma0(world: World) -> None:
     world.write()
     behind = model.source.model_copy(update={"collection": "cop-dem-glo-30"})
     tiles += tuple(terrain.find_dem(catalog, Segment(source=behind, **days), BBOX, 1))
-    bands = sentinel1.read_acquisition(acquisition, GEOBOX, "flag", tiles)[:, 0]
+    bands = rtc.read_acquisition(acquisition, GEOBOX, "flag", tiles)[:, 0]
     assert np.isfinite(bands[0]).any()
     assert not (bands[-1].astype(int) & SourceFlag.READ_FAILED).any()
 
@@ -372,7 +374,7 @@ AREA = {
 }
 
 
-def read_area(world: World, **changes: Any) -> tuple[sentinel1.Acquisition, dict[str, Any]]:
+def read_area(world: World, **changes: Any) -> tuple[Acquisition, dict[str, Any]]:
     """Read with a catalog file, so that its facts are checked as a user's are."""
     world.dem(lambda lon, lat: 0 * lon * lat)
     world.write()
@@ -384,9 +386,9 @@ def read_area(world: World, **changes: Any) -> tuple[sentinel1.Acquisition, dict
     segment = Segment(
         source=catalog.sources["radar"][0], start=date(2015, 1, 1), end=date(2022, 1, 1)
     )
-    (acquisition,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
-    stack = sentinel1.read_acquisition(pickle.loads(pickle.dumps(acquisition)), GEOBOX, "raise")
-    return acquisition, dict(zip(sentinel1.BANDS, stack[:, 0], strict=True))
+    (acquisition,), _ = find_acquisitions(catalog, segment, BBOX)
+    stack = rtc.read_acquisition(pickle.loads(pickle.dumps(acquisition)), GEOBOX, "raise")
+    return acquisition, dict(zip(rtc.BANDS, stack[:, 0], strict=True))
 
 
 def test_an_area_factor_gives_sigma0_exactly(world: World) -> None:
@@ -621,8 +623,8 @@ def test_simulated_relief_is_undone(tmp_path: Path) -> None:
     for form in ("rtc-flat", "rtc-slope"):
         source = catalog.sources["radar"][0].model_copy(update={"sigma0_from": form})
         segment = Segment(source=source, **always)
-        found, _ = sentinel1.find_acquisitions(catalog, segment, box)
-        read_in[form] = [sentinel1.read_acquisition(a, geobox, "raise", tiles)[0, 0] for a in found]
+        found, _ = find_acquisitions(catalog, segment, box)
+        read_in[form] = [rtc.read_acquisition(a, geobox, "raise", tiles)[0, 0] for a in found]
     lon, lat = cell_lonlat(geobox)
 
     def quarters(axis: Any) -> Any:

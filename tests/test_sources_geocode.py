@@ -12,10 +12,10 @@ import pytest
 from grd_scene import real_files
 from range_doppler import LIGHT, TO_EARTH, RangeDoppler
 
-from xsoilsm.sources.access import Access
-from xsoilsm.sources.geocode import RadarImage, geoid_grid, scene_offset
-from xsoilsm.sources.heights import height_source
-from xsoilsm.sources.incidence import (
+from xsoilsm.sources.access.links import Access
+from xsoilsm.sources.sentinel1.geocode import RadarImage, geoid_grid, scene_offset
+from xsoilsm.sources.sentinel1.heights import height_source
+from xsoilsm.sources.sentinel1.incidence import (
     Orbit,
     incidence_angle,
     read_track,
@@ -254,8 +254,8 @@ values = np.full((rows, columns), 51.25, dtype=">f4")
 header = struct.pack(">4d2i", -90.0, -180.0, 5.0, 5.0, rows, columns)
 (folder / "egm96_15.gtx").write_bytes(header + values.tobytes())
 datadir.append_data_dir(str(folder))
-from xsoilsm.sources.geocode import geoid_grid
-from xsoilsm.sources.heights import HeightSource, height_source
+from xsoilsm.sources.sentinel1.geocode import geoid_grid
+from xsoilsm.sources.sentinel1.heights import HeightSource, height_source
 source = height_source((), "EGM96")
 assert source.geoid == "grid", source
 assert "PROJ grid" in source.record

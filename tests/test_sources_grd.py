@@ -24,16 +24,12 @@ from scipy.interpolate import LinearNDInterpolator
 from xsoilsm import grid
 from xsoilsm.cube import SourceFlag
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources.fringe import REACH, fringe
-from xsoilsm.sources.grd import (
-    BANDS,
-    calibration_hrefs,
-    read_grd_acquisition,
-    read_product,
-)
-from xsoilsm.sources.heights import HeightSource
-from xsoilsm.sources.sampling import lattices_of
-from xsoilsm.sources.search import cell_lonlat, lonlat_bounds
+from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds
+from xsoilsm.sources.sentinel1.fringe import REACH, fringe
+from xsoilsm.sources.sentinel1.grd import calibration_hrefs, read_grd_acquisition, read_product
+from xsoilsm.sources.sentinel1.heights import HeightSource
+from xsoilsm.sources.sentinel1.rtc import BANDS
+from xsoilsm.sources.sentinel1.sampling import lattices_of
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +133,7 @@ def test_native_pixels_are_averaged_in_decibels(speckled: GrdScene) -> None:
     import rasterio
     from rasterio.windows import Window
 
-    from xsoilsm.sources.calibration import calibrate, to_decibel
+    from xsoilsm.sources.sentinel1.calibration import calibrate, to_decibel
 
     for k, polarisation in enumerate(POLARISATIONS):
         path = speckled.folder / "measurement" / f"iw-{polarisation}.tiff"
@@ -409,7 +405,7 @@ def test_real_items_become_acquisitions(shared: Path, tmp_path: Path) -> None:
     from sources_world import World
 
     from xsoilsm.catalog import CatalogError, Segment, open_catalog
-    from xsoilsm.sources.grd_items import find_grd_acquisitions
+    from xsoilsm.sources.sentinel1.grd_items import find_grd_acquisitions
 
     item = json.loads((shared / "data" / "stac" / "pc_sentinel-1-grd_item.json").read_text())
     world = World(tmp_path)

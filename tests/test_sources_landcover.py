@@ -17,7 +17,7 @@ from xsoilsm.catalog import CatalogError, Segment, open_catalog
 from xsoilsm.checks import check_cube
 from xsoilsm.grid import ease2_geobox
 from xsoilsm.loading import load_cube
-from xsoilsm.sources import landcover
+from xsoilsm.sources.ground import landcover
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 CLASSES = np.array([10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100], np.uint8)
@@ -155,7 +155,7 @@ def test_the_virtual_landscape_serves_its_own_land_cover(tmp_path: Path) -> None
     from xsoilsm.simulate.ground import write_cover
     from xsoilsm.simulate.items import Catalogue
     from xsoilsm.simulate.land import Place, make_land
-    from xsoilsm.sources.search import cell_lonlat
+    from xsoilsm.sources.access.search import cell_lonlat
 
     place = Place((-6.0, 42.0), 2.0, 0)
     catalogue = Catalogue(tmp_path)

@@ -16,11 +16,12 @@ from sources_world import BBOX, World
 
 from xsoilsm.catalog import Segment, open_catalog
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.loading import make_request, static_arrays
-from xsoilsm.sources import layers, terrain
-from xsoilsm.sources.layers import clear_layers, layers_dir, read_layers
-from xsoilsm.sources.reading import Raster
-from xsoilsm.sources.search import Access
+from xsoilsm.loading import static_arrays
+from xsoilsm.sources.access.links import Access
+from xsoilsm.sources.ground import layers, terrain
+from xsoilsm.sources.ground.layers import clear_layers, layers_dir, read_layers
+from xsoilsm.sources.pixels.reading import Raster
+from xsoilsm.sources.request import make_request
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 
@@ -239,7 +240,7 @@ def test_a_cube_reads_its_terrain_once_over_the_network(tmp_path: Path) -> None:
 
 
 def test_the_parameter_reaches_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xsoilsm.sources import static
+    from xsoilsm.sources.ground import static
 
     world = World(tmp_path / "world")
     world.soil()

@@ -23,9 +23,9 @@ from sources_world import write_tiff
 
 from xsoilsm.catalog import open_catalog
 from xsoilsm.facts import Sentinel1RtcSource
-from xsoilsm.sources.access import Access, read_bytes
-from xsoilsm.sources.acquisitions import complete, passes_of
-from xsoilsm.sources.reading import NativeReader, Patch, Raster
+from xsoilsm.sources.access.links import Access, read_bytes
+from xsoilsm.sources.pixels.reading import NativeReader, Patch, Raster
+from xsoilsm.sources.sentinel1.acquisitions import complete, passes_of
 
 NETRC = Access("netrc")
 

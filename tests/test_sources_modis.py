@@ -15,7 +15,7 @@ from xsoilsm import periods
 from xsoilsm.catalog import CatalogError, Segment, open_catalog
 from xsoilsm.facts import ModisSource
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import modis
+from xsoilsm.sources.series import modis
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 STARTS = periods.period_starts("2019-11-17", "2020-01-20")

@@ -12,8 +12,8 @@ from rasterio.shutil import copy
 from rasterio.transform import from_origin
 
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources.access import Access
-from xsoilsm.sources.reading import CellSums, NativeReader, Raster, native_windows
+from xsoilsm.sources.access.links import Access
+from xsoilsm.sources.pixels.reading import CellSums, NativeReader, Raster, native_windows
 
 LOOKS = 4.4
 PIXELS = 1200

@@ -16,9 +16,11 @@ from sources_world import BBOX, World
 from xsoilsm.catalog import Catalog, CatalogError, Segment, open_catalog
 from xsoilsm.facts import Service
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import search, sentinel1
-from xsoilsm.sources.search import Access
-from xsoilsm.sources.timespan import days_of
+from xsoilsm.sources.access import search
+from xsoilsm.sources.access.links import Access, read_bytes
+from xsoilsm.sources.sentinel1 import rtc
+from xsoilsm.sources.sentinel1.acquisitions import find_acquisitions
+from xsoilsm.timespan import days_of
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 HERE = Access()
@@ -111,14 +113,14 @@ def test_an_api_gives_what_the_static_catalog_gives(world: World, server: Loopba
     world.write()
     here = open_catalog(world.catalog_file())
     catalog, segment = over_http(world, server)
-    (remote,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
-    (local,), _ = sentinel1.find_acquisitions(here, segment, BBOX)
+    (remote,), _ = find_acquisitions(catalog, segment, BBOX)
+    (local,), _ = find_acquisitions(here, segment, BBOX)
     assert server.searches[0]["collections"] == ["sentinel-1-rtc"]
     assert server.searches[0]["bbox"] == list(BBOX)
     assert remote.time == local.time
     assert not any(path.startswith("/files") for path in server.asked)
-    one = sentinel1.read_acquisition(local, GEOBOX, "raise")
-    two = sentinel1.read_acquisition(remote, GEOBOX, "raise")
+    one = rtc.read_acquisition(local, GEOBOX, "raise")
+    two = rtc.read_acquisition(remote, GEOBOX, "raise")
     np.testing.assert_array_equal(two, one)
     assert any(path.endswith("annotation/iw-vv.xml") for path in server.asked)
 
@@ -130,7 +132,7 @@ def test_an_original_beyond_the_region_is_followed(world: World, server: Loopbac
     grd["bbox"] = [50.0, 0.0, 51.0, 1.0]  # a search of the region does not find it
     rtc = next(item for item in server.items if item["collection"] == "sentinel-1-rtc")
     rtc["links"][0]["href"] = f"https://elsewhere.org/collections/sentinel-1-grd/items/{grd['id']}"
-    (found,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
+    (found,), _ = find_acquisitions(catalog, segment, BBOX)
     assert found.slices[0].annotation.endswith("/annotation/iw-vv.xml")
     assert f"/stac/collections/sentinel-1-grd/items/{grd['id']}" in server.asked
 
@@ -141,8 +143,8 @@ def test_passing_faults_end_in_the_same_numbers(
 ) -> None:
     world.radar("2020-06-03T17:40:00", 40404)
     catalog, segment = over_http(world, server)
-    (found,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
-    expected = sentinel1.read_acquisition(found, GEOBOX, "raise")
+    (found,), _ = find_acquisitions(catalog, segment, BBOX)
+    expected = rtc.read_acquisition(found, GEOBOX, "raise")
     # The orbit is in every link, and its digits are no status.
     assert "404" in found.slices[0].vh.href
     # A copy under another name, so that nothing is remembered from before.
@@ -154,7 +156,7 @@ def test_passing_faults_end_in_the_same_numbers(
     vv = replace(found.slices[0].vv, href=f"{server.url}/files/copy_404.tif")
     again = replace(found, slices=(replace(found.slices[0], vv=vv),))
     server.faults["/files/copy_404.tif"] = list(fault)
-    result = sentinel1.read_acquisition(again, GEOBOX, "raise")
+    result = rtc.read_acquisition(again, GEOBOX, "raise")
     assert not server.faults["/files/copy_404.tif"]
     np.testing.assert_array_equal(result, expected)
 
@@ -162,29 +164,29 @@ def test_passing_faults_end_in_the_same_numbers(
 def test_lasting_faults_are_not_repeated(world: World, server: Loopback) -> None:
     world.radar("2020-06-03T17:40:00", 40404)
     catalog, segment = over_http(world, server)
-    (found,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
+    (found,), _ = find_acquisitions(catalog, segment, BBOX)
     path = found.slices[0].vh.href.removeprefix(server.url)
     Path(str(world.folder) + path.removeprefix("/files")).unlink()
     with pytest.raises(OSError, match=r"failed after 1 attempt\(s\)"):
-        sentinel1.read_acquisition(found, GEOBOX, "raise")
+        rtc.read_acquisition(found, GEOBOX, "raise")
 
 
 def test_small_files_are_read_with_patience(server: Loopback, tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text("<a/>")
     href = f"{server.url}/files/a.xml"
     server.faults["/files/a.xml"] = [503, 0]
-    assert search.read_bytes(href, HERE) == b"<a/>"
-    assert search.read_bytes(str(tmp_path / "a.xml"), HERE) == b"<a/>"
-    assert search.read_bytes((tmp_path / "a.xml").as_uri(), HERE) == b"<a/>"
+    assert read_bytes(href, HERE) == b"<a/>"
+    assert read_bytes(str(tmp_path / "a.xml"), HERE) == b"<a/>"
+    assert read_bytes((tmp_path / "a.xml").as_uri(), HERE) == b"<a/>"
     server.asked.clear()
     with pytest.raises(OSError, match=r"failed after 1 attempt\(s\).*404"):
-        search.read_bytes(f"{server.url}/files/b.xml", HERE)
+        read_bytes(f"{server.url}/files/b.xml", HERE)
     assert len(server.asked) == 1
     server.faults["/files/a.xml"] = [503] * 9
     with pytest.raises(OSError, match=r"failed after 4 attempt\(s\)"):
-        search.read_bytes(href, HERE)
+        read_bytes(href, HERE)
     with pytest.raises(OSError, match="cannot read ftp:// links"):
-        search.read_bytes("ftp://host/a.xml", HERE)
+        read_bytes("ftp://host/a.xml", HERE)
 
 
 def test_bounds_and_centres_of_a_geobox() -> None:

@@ -17,9 +17,11 @@ from sources_world import BBOX, NODATA, ORIGIN, UTM, World, cell_polygons, incid
 from xsoilsm.catalog import CatalogError, Segment, open_catalog
 from xsoilsm.cube import SourceFlag
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import sentinel1
-from xsoilsm.sources.annotation import IncidenceSurface, annotation_href, read_incidence
-from xsoilsm.sources.search import Access, cell_lonlat
+from xsoilsm.sources.access.links import Access
+from xsoilsm.sources.access.search import cell_lonlat
+from xsoilsm.sources.sentinel1 import rtc
+from xsoilsm.sources.sentinel1.acquisitions import Acquisition, Excluded, find_acquisitions
+from xsoilsm.sources.sentinel1.annotation import IncidenceSurface, annotation_href, read_incidence
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 FINE = ease2_geobox((5.0, 43.49, 5.008, 43.497), "100m")
@@ -30,25 +32,21 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def find(
-    world: World, **changes: Any
-) -> tuple[list[sentinel1.Acquisition], list[sentinel1.Excluded]]:
+def find(world: World, **changes: Any) -> tuple[list[Acquisition], list[Excluded]]:
     world.write()
     catalog = open_catalog(world.catalog_file())
     source = catalog.sources["radar"][0].model_copy(update=changes)
     catalog = catalog.model_copy(update={"sources": {**catalog.sources, "radar": (source,)}})
     segment = Segment(source=source, start=date(2015, 1, 1), end=date(2022, 1, 1))
-    return sentinel1.find_acquisitions(catalog, segment, BBOX)
+    return find_acquisitions(catalog, segment, BBOX)
 
 
-def read(
-    acquisition: sentinel1.Acquisition, geobox: Any = GEOBOX, on_error: str = "raise"
-) -> dict[str, Any]:
+def read(acquisition: Acquisition, geobox: Any = GEOBOX, on_error: str = "raise") -> dict[str, Any]:
     # Over a graph the records travel pickled.
-    stack = sentinel1.read_acquisition(pickle.loads(pickle.dumps(acquisition)), geobox, on_error)
+    stack = rtc.read_acquisition(pickle.loads(pickle.dumps(acquisition)), geobox, on_error)
     assert stack.shape == (5, 1, *geobox.shape)
     assert stack.dtype == np.float32
-    return dict(zip(sentinel1.BANDS, stack[:, 0], strict=True))
+    return dict(zip(rtc.BANDS, stack[:, 0], strict=True))
 
 
 def exact_mean(values: Any, geobox: Any) -> Any:
@@ -263,7 +261,7 @@ def test_real_items_are_one_pass(shared: Path, tmp_path: Path) -> None:
     catalog = open_catalog(world.catalog_file())
     (source,) = catalog.sources["radar"]
     segment = Segment(source=source, start=date(2024, 4, 1), end=date(2024, 4, 30))
-    (found,), _ = sentinel1.find_acquisitions(catalog, segment, (15.0, 30.5, 16.0, 33.0))
+    (found,), _ = find_acquisitions(catalog, segment, (15.0, 30.5, 16.0, 33.0))
     assert len(found.slices) == 3  # the fourth does not touch the region
     assert (found.relative_orbit, found.orbit_state) == (51, "descending")
     assert found.time.astype("datetime64[m]") == np.datetime64("2024-04-19T04:58")
@@ -314,7 +312,7 @@ def test_annotations_may_lie_at_another_service(world: World, tmp_path: Path) ->
     source = catalog.sources["radar"][0].model_copy(update={"grd_service": "elsewhere"})
     catalog = catalog.model_copy(update={"services": {"landscape": here, "elsewhere": there}})
     segment = Segment(source=source, start=date(2015, 1, 1), end=date(2022, 1, 1))
-    (found,), _ = sentinel1.find_acquisitions(catalog, segment, BBOX)
+    (found,), _ = find_acquisitions(catalog, segment, BBOX)
     assert found.slices[0].annotation.endswith("/annotation/iw-vv.xml")
     assert found.slices[0].annotation_access.rewrite == (("/old", "/new"),)
     assert found.slices[0].vv.access.rewrite == ()

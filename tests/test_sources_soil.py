@@ -10,7 +10,7 @@ from sources_world import BBOX, HOMOLOSINE, World, cell_polygons
 
 from xsoilsm.catalog import CatalogError, Segment, open_catalog
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import soil
+from xsoilsm.sources.ground import soil
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 

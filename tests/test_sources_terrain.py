@@ -12,8 +12,8 @@ from sources_world import BBOX, World, cell_polygons
 
 from xsoilsm.catalog import Segment, open_catalog
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import terrain
-from xsoilsm.sources.search import cell_lonlat
+from xsoilsm.sources.access.search import cell_lonlat
+from xsoilsm.sources.ground import terrain
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 METRE = 180 / np.pi / terrain.EARTH_RADIUS  # degrees of latitude in a metre
@@ -306,7 +306,7 @@ def test_chunks_do_not_matter_with_several_models(world: World) -> None:
 def test_a_cube_tells_which_models_it_took(world: World) -> None:
     import yaml
 
-    from xsoilsm.sources.static import find_static
+    from xsoilsm.sources.ground.static import find_static
 
     world.dem(plane)
     world.dem(plane, **COPERNICUS)

@@ -24,8 +24,8 @@ from sources_world import BBOX, World, rain_of, temperature_of
 from xsoilsm import check_cube, load_cube, periods
 from xsoilsm.catalog import CatalogError, Segment, catalogs_dir, open_catalog
 from xsoilsm.grid import ease2_geobox
-from xsoilsm.sources import era5, stores, weather
-from xsoilsm.sources.reading import Patch
+from xsoilsm.sources.pixels.reading import Patch
+from xsoilsm.sources.series import era5, stores, weather
 
 GEOBOX = ease2_geobox(BBOX, "1km")
 LAND = yaml.safe_load((catalogs_dir() / "earth-data-hub.yaml").read_text())["sources"]["weather"][0]

@@ -22,10 +22,7 @@ from odc.geo.geobox import GeoBox
 from xsoilsm import grid, periods
 from xsoilsm.catalog import Catalog, CatalogError, Segment, open_catalog
 from xsoilsm.facts import GROUPS, OPTIONAL_GROUPS, Sentinel1GrdSource, Sentinel1RtcSource
-from xsoilsm.sources.acquisitions import complete, passes_of, reason_to_exclude
-from xsoilsm.sources.era5 import BANDS, find_stores, missing_days
-from xsoilsm.sources.modis import Composite, find_composites
-from xsoilsm.sources.search import (
+from xsoilsm.sources.access.search import (
     Bounds,
     find_items,
     footprint_of,
@@ -33,7 +30,10 @@ from xsoilsm.sources.search import (
     lonlat_bounds,
     utc_naive,
 )
-from xsoilsm.sources.timespan import Time, days_of
+from xsoilsm.sources.sentinel1.acquisitions import complete, passes_of, reason_to_exclude
+from xsoilsm.sources.series.era5 import BANDS, find_stores, missing_days
+from xsoilsm.sources.series.modis import Composite, find_composites
+from xsoilsm.timespan import Time, days_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,48 +10,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, timedelta
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import dask.array as da
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from xsoilsm import grid, periods
-from xsoilsm.catalog import Catalog, CatalogError, Segment, open_catalog
+from xsoilsm.catalog import Catalog, CatalogError
 from xsoilsm.cube import VARIABLES, SourceFlag, spatial_coords
 from xsoilsm.facts import OPTIONAL_GROUPS, Source
-from xsoilsm.sources import era5, modis, sentinel1, stores, weather
-from xsoilsm.sources.graph import Chunks, band, from_blocks, single_task, spatial_chunks
-from xsoilsm.sources.grd import GrdAcquisition
-from xsoilsm.sources.radar import Pass, find_radar, radar_arrays
-from xsoilsm.sources.search import Bounds, joined, lonlat_bounds
-from xsoilsm.sources.static import StaticGroup, find_static
-from xsoilsm.sources.timespan import Time, days_of
+from xsoilsm.sources.access.search import joined
+from xsoilsm.sources.ground.static import StaticGroup, find_static
+from xsoilsm.sources.request import OnError, Request, make_request, nothing_found
+from xsoilsm.sources.sentinel1.acquisitions import Excluded
+from xsoilsm.sources.sentinel1.grd import GrdAcquisition
+from xsoilsm.sources.sentinel1.passes import Pass, find_radar, radar_arrays
+from xsoilsm.sources.series import era5, modis
+from xsoilsm.sources.series.arrays import find_series
+from xsoilsm.timespan import Time
 
 __all__ = ["load_cube"]
-
-_CHUNK = {"9km": 16, "1km": 64, "500m": 64, "100m": 256}  # cells along a side
-
-OnError = Literal["flag", "raise"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be loaded."""
-
-    catalog: Catalog
-    geobox: GeoBox
-    bounds: Bounds
-    chunks: Chunks
-    start: date
-    end: date
-    on_error: OnError
-    mask_ndvi: bool
-    cache: bool
 
 
 def load_cube(
@@ -92,7 +72,7 @@ def load_cube(
         Keep terrain, soil and land cover of each chunk on disk, in the folder ``layers`` of
         `xsoilsm.catalog.cache_dir`, and look there first: for cubes of the same region and
         chunks at other times. Only what was read over the network is kept, up to 2 GB (or
-        ``$XSOILSM_LAYERS_MB``); `xsoilsm.sources.layers.clear_layers` removes it.
+        ``$XSOILSM_LAYERS_MB``); `xsoilsm.sources.ground.layers.clear_layers` removes it.
 
     Returns
     -------
@@ -148,32 +128,6 @@ def load_cube(
     return cube.assign_attrs({"radar_located_with": located}) if located else cube
 
 
-def make_request(
-    geobox: GeoBox,
-    time: Time,
-    catalog: str | os.PathLike[str] | Catalog,
-    *,
-    chunks: int | tuple[int, int] | Mapping[str, int] | None = None,
-    on_error: OnError = "flag",
-    mask_ndvi: bool = False,
-    cache: bool = True,
-) -> Request:
-    """Check what is to be loaded; parameters as for `load_cube`. Lazy: reads the catalog only."""
-    cells, _, _ = grid.grid_of(geobox)
-    start, end = days_of(time)
-    return Request(
-        catalog=catalog if isinstance(catalog, Catalog) else open_catalog(catalog),
-        geobox=geobox,
-        bounds=lonlat_bounds(geobox),
-        chunks=_chunks(chunks, geobox, cells.name),
-        start=start,
-        end=end,
-        on_error=on_error,
-        mask_ndvi=mask_ndvi,
-        cache=cache,
-    )
-
-
 @dataclass(frozen=True)
 class Scene:
     """The radar's part of a cube.
@@ -193,7 +147,7 @@ class Scene:
     data: dict[str, Any]
     items: list[str]
     sources: list[Source]
-    excluded: list[sentinel1.Excluded] = field(default_factory=list)
+    excluded: list[Excluded] = field(default_factory=list)
 
 
 def along_time(acquisitions: Iterable[Pass]) -> dict[str, xr.Variable]:
@@ -240,7 +194,7 @@ def assemble(
     starts = periods.period_starts(
         periods.preceding_period(first, periods.PERIODS_PER_YEAR - 1), last
     )
-    sky = _series(request, starts, last, frozenset(given))
+    sky = find_series(request, starts, last, frozenset(given))
     data: dict[str, Any] = {**scene.data, **sky.data, **static}
     items = {**sky.items, **{name: scene.items for name in scene.data}}
     notes = dict(sky.attributes)
@@ -292,7 +246,7 @@ def find_ground(request: Request, given: frozenset[str] = frozenset()) -> dict[s
         if some is not None:
             found[group] = some
         elif group in _WHOLE_GROUPS:
-            raise CatalogError(_no_items(request, group, "any time"))
+            raise CatalogError(nothing_found(request, group, "any time"))
     return found
 
 
@@ -302,152 +256,6 @@ def static_arrays(request: Request, ground: Mapping[str, StaticGroup]) -> dict[s
     for group in ground.values():
         arrays |= group.arrays(request.geobox, request.chunks, request.on_error, request.cache)
     return arrays
-
-
-@dataclass
-class _Part:
-    """Variables of a group with the items and sources behind them."""
-
-    data: dict[str, da.Array]
-    items: dict[str, list[str]]
-    sources: list[Source]
-    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-def _series(
-    request: Request,
-    starts: npt.NDArray[np.datetime64],
-    last_needed: np.datetime64,
-    given: frozenset[str],
-) -> _Part:
-    final = starts[-1] + np.timedelta64(int(periods.period_length(starts[-1])) - 1, "D")
-    first, last, needed = (
-        date.fromisoformat(str(day.astype("datetime64[D]")))
-        for day in (starts[0], final, last_needed)
-    )
-    part = _Part({}, {}, [])
-    if not _WHOLE_GROUPS["ndvi"] <= given:
-        _add_ndvi(part, request, starts, first, last)
-    if not _WHOLE_GROUPS["weather"] <= given:
-        _add_weather(part, request, starts, (first, last, needed))
-    return part
-
-
-def _add_ndvi(
-    part: _Part, request: Request, starts: npt.NDArray[np.datetime64], first: date, last: date
-) -> None:
-    segments = request.catalog.segments("ndvi", first, last)
-    composites = tuple(
-        composite
-        for segment in segments
-        for composite in modis.find_composites(
-            request.catalog, segment, request.bounds, starts, mask=request.mask_ndvi
-        )
-    )
-    if not composites:
-        raise CatalogError(_no_items(request, "ndvi", f"{first} to {last}"))
-    stack = from_blocks(
-        partial(_read_ndvi, composites, starts, on_error=request.on_error),
-        request.geobox,
-        request.chunks,
-        bands=2,
-        along=starts.size,
-        label="modis",
-    )
-    part.data["ndvi"] = band(stack, 0)
-    part.data["ndvi_filled"] = band(stack, 1, np.uint8)
-    names = [composite.id for composite in composites]
-    part.items |= {"ndvi": names, "ndvi_filled": names}
-    held = {composite.start for composite in composites}
-    kept = " or ".join(str(k) for k in composites[0].keep)
-    part.attributes["ndvi"] = {
-        "quality_mask": f"pixel reliability {kept}" if request.mask_ndvi else "none",
-        "periods_without_composite": " ".join(str(s) for s in starts if s not in held),
-    }
-    part.sources += [segment.source for segment in segments]
-
-
-def _read_ndvi(
-    composites: tuple[modis.Composite, ...],
-    starts: npt.NDArray[np.datetime64],
-    target: GeoBox,
-    on_error: OnError,
-) -> npt.NDArray[np.float32]:
-    return modis.read_ndvi(composites, starts, target, on_error)
-
-
-def _add_weather(
-    part: _Part,
-    request: Request,
-    starts: npt.NDArray[np.datetime64],
-    days: tuple[date, date, date],
-) -> None:
-    first, last, last_needed = days
-    segments = request.catalog.segments("weather", first, last)
-    found = [
-        store
-        for segment in segments
-        for store in era5.find_stores(request.catalog, segment, request.bounds, last_needed)
-    ]
-    if not found or _days_without_source(segments, first, last_needed):
-        raise CatalogError(_no_items(request, "weather", f"{first} to {last_needed}"))
-    source = single_task(
-        partial(_combine, starts, sum(store.name == era5.BANDS[0] for store in found)),
-        [
-            (stores.read_store, (store, request.bounds, first, last, request.on_error))
-            for store in sorted(found, key=lambda store: era5.BANDS.index(store.name))
-        ],
-        label="era5-native",
-    )
-    stack = from_blocks(
-        weather.regrid_weather,
-        request.geobox,
-        request.chunks,
-        bands=len(era5.BANDS),
-        along=starts.size,
-        source=source,
-        label="era5",
-    )
-    for k, name in enumerate(era5.BANDS):
-        part.data[name] = band(stack, k)
-        part.items[name] = [store.id for store in found if store.name == name]
-    if any(store.fill_within for store in found):
-        filled = from_blocks(
-            weather.regrid_filled,
-            request.geobox,
-            request.chunks,
-            bands=1,
-            source=source,
-            label="era5-filled",
-        )
-        part.data["weather_filled"] = band(filled, 0)
-        part.items["weather_filled"] = [store.id for store in found if store.fill_within]
-    part.sources += [segment.source for segment in segments]
-
-
-def _days_without_source(segments: Iterable[Segment], first: date, last: date) -> bool:
-    """Whether the sources leave days out that are needed."""
-    for segment in segments:
-        if segment.start > first:
-            break
-        first = segment.end + timedelta(1)
-    return first <= last
-
-
-def _combine(
-    starts: npt.NDArray[np.datetime64], count: int, sums: list[stores.DailySums | None]
-) -> weather.NativeWeather:
-    return weather.combine(sums[:count], sums[count:], starts)
-
-
-def _no_items(request: Request, group: str, days: str) -> str:
-    west, south, east, north = request.bounds
-    return (
-        f"no {group} for {days} over ({west:.4f}, {south:.4f}, {east:.4f}, {north:.4f}) in the "
-        f"catalog '{request.catalog.name}', which takes it from "
-        f"{request.catalog.describe(group)}; name a further source in the catalog, or choose "
-        "another time or region"
-    )
 
 
 def _attributes(name: str, items: Iterable[str], sigma0_from: str) -> dict[str, Any]:
@@ -469,7 +277,7 @@ def _attributes(name: str, items: Iterable[str], sigma0_from: str) -> dict[str, 
 
 
 def _provenance(
-    request: Request, sources: list[Source], excluded: list[sentinel1.Excluded]
+    request: Request, sources: list[Source], excluded: list[Excluded]
 ) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "Conventions": "CF-1.11",
@@ -481,31 +289,3 @@ def _provenance(
     if excluded:
         attributes["excluded_items"] = joined([f"{x.id} ({x.reason})" for x in excluded])
     return attributes
-
-
-def _chunks(
-    chunks: int | tuple[int, int] | Mapping[str, int] | None, geobox: GeoBox, res: str
-) -> Chunks:
-    shape = geobox.height, geobox.width
-    # Chunks of much the same size, rather than a sliver at the end.
-    counts = (-(-length // _CHUNK[res]) for length in shape)
-    rows, columns = (-(-length // count) for length, count in zip(shape, counts, strict=True))
-    if chunks is None:
-        size = rows, columns
-    elif isinstance(chunks, Mapping):
-        unknown = sorted(set(chunks) - {"y", "x"})
-        if unknown:
-            msg = (
-                f"chunks name {', '.join(unknown)}; only y and x can be chosen, time has one "
-                "acquisition a chunk and periods are whole"
-            )
-            raise ValueError(msg)
-        size = int(chunks.get("y", rows)), int(chunks.get("x", columns))
-    elif isinstance(chunks, tuple):
-        size = int(chunks[0]), int(chunks[1])
-    else:
-        size = int(chunks), int(chunks)
-    if min(size) < 1:
-        msg = f"chunks {chunks!r} are not positive"
-        raise ValueError(msg)
-    return spatial_chunks(shape, size)

@@ -21,16 +21,13 @@ from xsoilsm import grid, periods
 from xsoilsm.catalog import Catalog, CatalogError
 from xsoilsm.cube import VARIABLES, CubeError, SourceFlag
 from xsoilsm.loading import (
-    OnError,
-    Request,
     Scene,
     along_time,
     assemble,
     find_ground,
-    make_request,
     static_arrays,
 )
-from xsoilsm.sources.stacks import (
+from xsoilsm.sources.pixels.stacks import (
     SAME_PASS,
     Passes,
     Pixel,
@@ -41,9 +38,10 @@ from xsoilsm.sources.stacks import (
     read_stack,
     side,
 )
+from xsoilsm.sources.request import OnError, Request, make_request
 
 if TYPE_CHECKING:
-    from xsoilsm.sources.radar import Pass
+    from xsoilsm.sources.sentinel1.passes import Pass
 
 __all__ = ["cube_from_stack"]
 
@@ -94,7 +92,7 @@ def cube_from_stack(
         Whether they are power or decibels.
     sigma0_from : {"rtc-flat", "rtc-slope"}, default "rtc-flat"
         How gamma nought becomes sigma nought: as on level ground, or with the slope of the
-        terrain, see :mod:`xsoilsm.sources.flattening`.
+        terrain, see :mod:`xsoilsm.sources.sentinel1.flattening`.
     incidence_angle : DataArray or float, optional
         In degrees on the ellipsoid: dims (y, x) or (time, y, x) on pixels or cells, or one number.
         By default that of the annotations of the same passes, which the catalog finds.
@@ -208,7 +206,7 @@ def _region(
 
 def _passes_of_catalog(request: Request, times: npt.NDArray[np.datetime64]) -> list[Pass]:
     """Acquisitions that the catalog knows at the times of the stack."""
-    from xsoilsm.sources.radar import find_radar
+    from xsoilsm.sources.sentinel1.passes import find_radar
 
     found, _, _ = find_radar(request.catalog, request.bounds, request.start, request.end)
     known = np.array([a.time for a in found])
@@ -306,13 +304,13 @@ def _angles(
     """Angle, decibels from gamma to sigma nought, and share in layover or shadow."""
     import dask.array as da
 
-    from xsoilsm.sources.graph import band, from_blocks
+    from xsoilsm.sources.pixels.graph import band, from_blocks
 
     shape = passes.time.size, *request.geobox.shape
     theta = None if incidence_angle is None else _given_angle(incidence_angle, request, passes)
     if known is None and theta is not None:
         return theta, 10 * da.log10(da.cos(da.deg2rad(theta))), da.zeros(shape, chunks=theta.chunks)
-    from xsoilsm.sources.angles import BANDS, annotations_of, read_angles
+    from xsoilsm.sources.sentinel1.angles import BANDS, annotations_of, read_angles
 
     if sloped and "terrain" not in ground:
         msg = "sigma0_from='rtc-slope' reads the terrain; leave it out of inputs"
@@ -374,8 +372,8 @@ def _bits(
     beyond: npt.NDArray[np.float32],
     by_slope: bool,
 ) -> npt.NDArray[np.uint8]:
-    from xsoilsm.sources.radar import mark_steep
-    from xsoilsm.sources.sentinel1 import MASKED
+    from xsoilsm.sources.sentinel1.passes import mark_steep
+    from xsoilsm.sources.sentinel1.rtc import MASKED
 
     flags = np.zeros(coverage.shape, dtype=np.uint8)
     flags[coverage == 0] |= np.uint8(SourceFlag.NO_SCENE)

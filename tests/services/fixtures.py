@@ -72,7 +72,7 @@ class Services:
         """End all faults, and forget what client and server remember."""
         from planetary_computer import sas, settings
 
-        from xsoilsm.sources import annotation
+        from xsoilsm.sources.sentinel1 import annotation
 
         settings.Settings.get.cache_clear()
         sas.TOKEN_CACHE.clear()

@@ -1,8 +1,5 @@
-"""Step 3 of 7 (load): one module per kind of source, from STAC items to arrays on a GeoBox.
+"""Step 3 of 7 (load): from STAC items to arrays on a GeoBox, one room per kind of source.
 
-``search`` finds items, ``access`` makes their links readable, ``reading`` reads native pixels.
-``sentinel1`` and ``grd``, ``modis``, ``era5``, ``terrain``, ``soil`` and ``landcover`` each know
-one kind of source. ``acquisitions`` groups radar items by pass, ``flattening`` makes sigma nought
-of terrain-flattened images, ``border`` erodes old ones, ``elevation`` puts models together, and
-``layers`` keeps on disk what does not change.
+``access`` finds items and gets their bytes, ``pixels`` reads windows. Upon these stand ``ground``
+(terrain, soil, land cover), ``sentinel1``, and ``series`` (NDVI and weather).
 """

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xsoilsm import grid
-from xsoilsm.sources.geocode import RadarImage
+from xsoilsm.sources.sentinel1.geocode import RadarImage
 
 __all__ = ["Lattice", "Samples", "add_samples", "lattices_of", "spacing_of"]
 

@@ -19,18 +19,17 @@ import numpy as np
 
 from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.facts import Band, Sentinel1GrdSource, Sentinel1RtcSource, Service
-from xsoilsm.sources.annotation import annotation_href
-from xsoilsm.sources.reading import Raster
-from xsoilsm.sources.search import (
-    Access,
+from xsoilsm.sources.access.links import Access, access_of
+from xsoilsm.sources.access.search import (
     Bounds,
-    access_of,
     find_item,
     find_items,
     footprint_of,
     item_span,
     utc_naive,
 )
+from xsoilsm.sources.pixels.reading import Raster
+from xsoilsm.sources.sentinel1.annotation import annotation_href
 
 if TYPE_CHECKING:
     import pystac

@@ -1,11 +1,11 @@
 """Step 3 of 7 (load): Sentinel-1 acquisitions as sigma nought in dB.
 
 Native gamma nought becomes sigma nought in the form that the catalog names (see
-:mod:`xsoilsm.sources.flattening`), sigma nought becomes dB, and only then the area mean is taken,
-as in the data that the networks were trained with.
+:mod:`xsoilsm.sources.sentinel1.flattening`), sigma nought becomes dB, and only then the area mean
+is taken, as in the data that the networks were trained with.
 
 Numbers that are not above zero are no data and never enter a mean; nor does the outer border of
-old passes, where the catalog names its width (see :mod:`xsoilsm.sources.border`).
+old passes, where the catalog names its width (see :mod:`xsoilsm.sources.sentinel1.border`).
 """
 
 from __future__ import annotations
@@ -17,33 +17,28 @@ import numpy as np
 import numpy.typing as npt
 
 from xsoilsm.cube import SourceFlag
-from xsoilsm.sources.acquisitions import (
-    Acquisition,
-    Excluded,
-    Layer,
-    Slice,
-    find_acquisitions,
+from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds, overlaps
+from xsoilsm.sources.ground.elevation import DemTile, Elevations
+from xsoilsm.sources.pixels.mesh import mesh_lonlat, spread
+from xsoilsm.sources.pixels.reading import (
+    CellSums,
+    NativeReader,
+    Patch,
+    native_windows,
+    to_physical,
 )
-from xsoilsm.sources.annotation import IncidenceSurface, read_incidence, read_look
-from xsoilsm.sources.border import Border, erosion
-from xsoilsm.sources.elevation import DemTile, Elevations
-from xsoilsm.sources.flattening import Slopes, flat_decibels
-from xsoilsm.sources.mesh import mesh_lonlat, spread
-from xsoilsm.sources.reading import CellSums, NativeReader, Patch, native_windows, to_physical
-from xsoilsm.sources.search import cell_lonlat, lonlat_bounds, overlaps
+from xsoilsm.sources.sentinel1.acquisitions import (
+    Acquisition,
+    Slice,
+)
+from xsoilsm.sources.sentinel1.annotation import IncidenceSurface, read_incidence, read_look
+from xsoilsm.sources.sentinel1.border import Border, erosion
+from xsoilsm.sources.sentinel1.flattening import Slopes, flat_decibels
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
-__all__ = [
-    "BANDS",
-    "Acquisition",
-    "Excluded",
-    "Layer",
-    "Slice",
-    "find_acquisitions",
-    "read_acquisition",
-]
+__all__ = ["BANDS", "read_acquisition"]
 
 BANDS = ("sigma0_vv", "sigma0_vh", "incidence_angle", "coverage", "source_flags")
 """Order of the bands that :func:`read_acquisition` gives."""

@@ -19,15 +19,10 @@ from odc.geo.geobox import GeoBox
 
 from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.facts import Band, DemSource
-from xsoilsm.sources.mesh import to_plane
-from xsoilsm.sources.reading import NativeReader, Patch, Raster, to_physical
-from xsoilsm.sources.search import (
-    Bounds,
-    access_of,
-    find_items,
-    footprint_of,
-    overlaps,
-)
+from xsoilsm.sources.access.links import access_of
+from xsoilsm.sources.access.search import Bounds, find_items, footprint_of, overlaps
+from xsoilsm.sources.pixels.mesh import to_plane
+from xsoilsm.sources.pixels.reading import NativeReader, Patch, Raster, to_physical
 
 __all__ = ["RIM", "DemTile", "Elevations", "Lattice", "find_dem"]
 

@@ -20,9 +20,9 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from xsoilsm import periods
-from xsoilsm.sources.era5 import BANDS
-from xsoilsm.sources.reading import CellSums, Patch
-from xsoilsm.sources.stores import EARTH_RADIUS, HOURS, DailySums
+from xsoilsm.sources.pixels.reading import CellSums, Patch
+from xsoilsm.sources.series.era5 import BANDS
+from xsoilsm.sources.series.stores import EARTH_RADIUS, HOURS, DailySums
 
 __all__ = ["NativePart", "NativeWeather", "combine", "regrid_filled", "regrid_weather"]
 
@@ -63,8 +63,8 @@ class NativeWeather:
     count : int
         Number of periods.
     parts : tuple of tuple of NativePart
-        For each of :data:`~xsoilsm.sources.era5.BANDS` one part a grid; none where not a single
-        store could be read.
+        For each of :data:`~xsoilsm.sources.series.era5.BANDS` one part a grid; none where not a
+        single store could be read.
     """
 
     count: int
@@ -202,7 +202,7 @@ def regrid_weather(native: NativeWeather, target: GeoBox) -> Floats:
     Returns
     -------
     (2, period, y, x) ndarray of float32
-        The bands of :data:`~xsoilsm.sources.era5.BANDS`: degrees Celsius, m in 8 days.
+        The bands of :data:`~xsoilsm.sources.series.era5.BANDS`: degrees Celsius, m in 8 days.
     """
     result = np.full((len(BANDS), native.count, *target.shape), np.nan, dtype=np.float32)
     for band, parts in enumerate(native.parts):

@@ -31,10 +31,10 @@ import numpy.typing as npt
 from pyproj import Transformer
 
 from xsoilsm.catalog import cache_dir
-from xsoilsm.sources.access import Access, read_bytes
-from xsoilsm.sources.annotation import IncidenceSurface
-from xsoilsm.sources.geocode import GeolocationGrid, seconds_since
-from xsoilsm.sources.search import Bounds
+from xsoilsm.sources.access.links import Access, read_bytes
+from xsoilsm.sources.access.search import Bounds
+from xsoilsm.sources.sentinel1.annotation import IncidenceSurface
+from xsoilsm.sources.sentinel1.geocode import GeolocationGrid, seconds_since
 
 __all__ = [
     "SEGMENT",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pyproj import CRS, Transformer
 
-from xsoilsm.sources.reading import Patch
+from xsoilsm.sources.pixels.reading import Patch
 
 __all__ = ["MESH", "mesh_lonlat", "spread", "to_plane"]
 

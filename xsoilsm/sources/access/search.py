@@ -1,7 +1,7 @@
 """Step 3 of 7 (load): find items by place and time, in STAC APIs and in static catalogs.
 
 Items are searched when a cube is set up; only small frozen records of them enter the graph.
-How their links are read is the matter of :mod:`xsoilsm.sources.access`.
+How their links are read is the matter of :mod:`xsoilsm.sources.access.links`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,18 @@ import numpy.typing as npt
 from xsoilsm import grid
 from xsoilsm.catalog import CatalogError
 from xsoilsm.facts import Service
-from xsoilsm.sources.access import (
+from xsoilsm.sources.access.links import (
     Access,
-    access_of,
     read_bytes,
-    readable_href,
-    renew_access,
-    with_retries,
 )
-from xsoilsm.sources.transport import patience, redacted
+from xsoilsm.sources.access.transport import patience, redacted
 
 if TYPE_CHECKING:
     import pystac
     from odc.geo.geobox import GeoBox
 
 __all__ = [
-    "Access",
     "Bounds",
-    "access_of",
     "cell_lonlat",
     "find_item",
     "find_items",
@@ -43,11 +37,7 @@ __all__ = [
     "joined",
     "lonlat_bounds",
     "overlaps",
-    "read_bytes",
-    "readable_href",
-    "renew_access",
     "utc_naive",
-    "with_retries",
 ]
 
 Bounds = tuple[float, float, float, float]

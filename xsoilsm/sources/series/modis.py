@@ -21,23 +21,22 @@ import numpy.typing as npt
 
 from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.facts import Band, ModisSource
-from xsoilsm.sources.reading import (
+from xsoilsm.sources.access.links import Access, access_of
+from xsoilsm.sources.access.search import (
+    Bounds,
+    find_items,
+    footprint_of,
+    item_span,
+    lonlat_bounds,
+    overlaps,
+)
+from xsoilsm.sources.pixels.reading import (
     CellSums,
     NativeReader,
     Patch,
     Raster,
     native_windows,
     to_physical,
-)
-from xsoilsm.sources.search import (
-    Access,
-    Bounds,
-    access_of,
-    find_items,
-    footprint_of,
-    item_span,
-    lonlat_bounds,
-    overlaps,
 )
 
 if TYPE_CHECKING:

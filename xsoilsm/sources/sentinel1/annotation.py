@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from xsoilsm.sources.search import Access, read_bytes
+from xsoilsm.sources.access.links import Access, read_bytes
 
 __all__ = ["IncidenceSurface", "annotation_href", "read_incidence", "read_look"]
 

@@ -15,10 +15,10 @@ from odc.geo.geobox import GeoBox
 
 from xsoilsm.catalog import Catalog, Segment
 from xsoilsm.facts import DemSource, Source
-from xsoilsm.sources import landcover, soil, terrain
-from xsoilsm.sources.graph import Chunks, band, from_blocks
-from xsoilsm.sources.layers import read_layers
-from xsoilsm.sources.search import Bounds
+from xsoilsm.sources.access.search import Bounds
+from xsoilsm.sources.ground import landcover, soil, terrain
+from xsoilsm.sources.ground.layers import read_layers
+from xsoilsm.sources.pixels.graph import Chunks, band, from_blocks
 
 __all__ = ["StaticGroup", "find_static"]
 
@@ -63,7 +63,7 @@ class StaticGroup:
         chunks : (y chunks, x chunks)
         on_error : {"flag", "raise"}
         cache : bool
-            Keep what was read, see :mod:`xsoilsm.sources.layers`.
+            Keep what was read, see :mod:`xsoilsm.sources.ground.layers`.
 
         Returns
         -------

@@ -33,12 +33,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from xsoilsm.sources.annotation import IncidenceSurface
-from xsoilsm.sources.elevation import Elevations, Lattice
-from xsoilsm.sources.mesh import mesh_lonlat, spread, to_plane
-from xsoilsm.sources.reading import CellSums, Patch
-from xsoilsm.sources.search import cell_lonlat, lonlat_bounds
-from xsoilsm.sources.terrain import anchored, gradient, repeat_edges, spacing
+from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds
+from xsoilsm.sources.ground.elevation import Elevations, Lattice
+from xsoilsm.sources.ground.terrain import anchored, gradient, repeat_edges, spacing
+from xsoilsm.sources.pixels.mesh import mesh_lonlat, spread, to_plane
+from xsoilsm.sources.pixels.reading import CellSums, Patch
+from xsoilsm.sources.sentinel1.annotation import IncidenceSurface
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox

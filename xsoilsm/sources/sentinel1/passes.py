@@ -15,13 +15,13 @@ from odc.geo.geobox import GeoBox
 from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.cube import SourceFlag
 from xsoilsm.facts import Sentinel1GrdSource, Source
-from xsoilsm.sources import sentinel1
-from xsoilsm.sources.acquisitions import Acquisition, Excluded
-from xsoilsm.sources.elevation import DemTile
-from xsoilsm.sources.graph import Chunks, band, from_blocks
-from xsoilsm.sources.grd import GrdAcquisition, read_grd_acquisition
-from xsoilsm.sources.grd_items import find_grd_acquisitions
-from xsoilsm.sources.search import Bounds, find_items, item_span
+from xsoilsm.sources.access.search import Bounds, find_items, item_span
+from xsoilsm.sources.ground.elevation import DemTile
+from xsoilsm.sources.pixels.graph import Chunks, band, from_blocks
+from xsoilsm.sources.sentinel1 import rtc
+from xsoilsm.sources.sentinel1.acquisitions import Acquisition, Excluded, find_acquisitions
+from xsoilsm.sources.sentinel1.grd import GrdAcquisition, read_grd_acquisition
+from xsoilsm.sources.sentinel1.grd_items import find_grd_acquisitions
 
 __all__ = ["STEEP", "TOO_STEEP", "Pass", "find_radar", "mark_steep", "radar_arrays"]
 
@@ -68,7 +68,7 @@ def find_radar(
     segments = catalog.segments("radar", start, end)
     for segment in segments:
         in_radar_geometry = isinstance(segment.source, Sentinel1GrdSource)
-        find = find_grd_acquisitions if in_radar_geometry else sentinel1.find_acquisitions
+        find = find_grd_acquisitions if in_radar_geometry else find_acquisitions
         some, left_out = find(catalog, segment, bounds)
         found += some
         excluded += left_out
@@ -150,11 +150,11 @@ def radar_arrays(
         partial(_read, on_error=on_error, dem=dem if sloped else ()),
         geobox,
         chunks,
-        bands=len(sentinel1.BANDS),
+        bands=len(rtc.BANDS),
         along=acquisitions,
         label="sentinel1",
     )
-    data = {name: band(stack, k) for k, name in enumerate(sentinel1.BANDS[:-1])}
+    data = {name: band(stack, k) for k, name in enumerate(rtc.BANDS[:-1])}
     data["source_flags"] = da.blockwise(
         _flags,
         "tyx",
@@ -174,10 +174,10 @@ def _read(
 ) -> npt.NDArray[np.float32]:
     if isinstance(acquisition, GrdAcquisition):
         return read_grd_acquisition(acquisition, target, on_error)
-    values = sentinel1.read_acquisition(acquisition, target, on_error, dem)
+    values = rtc.read_acquisition(acquisition, target, on_error, dem)
     if acquisition.sigma0_from in ("rtc-flat", "rtc-slope"):
-        seen = values[sentinel1.BANDS.index("coverage")] > 0
-        values[sentinel1.BANDS.index("source_flags")][seen] += _BY_SLOPE
+        seen = values[rtc.BANDS.index("coverage")] > 0
+        values[rtc.BANDS.index("source_flags")][seen] += _BY_SLOPE
     return values
 
 
@@ -186,7 +186,7 @@ def _flags(
 ) -> npt.NDArray[np.uint8]:
     """Take the flags of the source; add where the ground is too steep for its form."""
     (stack,) = blocks
-    flags: npt.NDArray[np.uint8] = stack[sentinel1.BANDS.index("source_flags")].astype(np.uint8)
+    flags: npt.NDArray[np.uint8] = stack[rtc.BANDS.index("source_flags")].astype(np.uint8)
     by_slope = (flags & np.uint8(_BY_SLOPE)) > 0
     return mark_steep(flags & np.uint8(255 - _BY_SLOPE), by_slope, slope)
 

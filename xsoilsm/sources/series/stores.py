@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xsoilsm.facts import WeatherVariable
-from xsoilsm.sources.access import Access, readable_href, with_retries
-from xsoilsm.sources.search import Bounds
-from xsoilsm.sources.transport import ReadFailed
+from xsoilsm.sources.access.links import Access, readable_href, with_retries
+from xsoilsm.sources.access.search import Bounds
+from xsoilsm.sources.access.transport import ReadFailed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -276,7 +276,7 @@ def _open(store: WeatherStore) -> xr.Dataset:
     link: Any = readable_href(store.href, store.access)
     address = _web_address(store)
     if address:
-        from xsoilsm.sources.webzarr import WebStore
+        from xsoilsm.sources.access.webzarr import WebStore
 
         link = WebStore(address, store.access)
     if address or link.partition("://")[0] != store.href.partition("://")[0]:
@@ -289,7 +289,7 @@ def _web_address(store: WeatherStore) -> str:
     """Address at which a store is read over HTTP; empty where it is not."""
     if "://" not in store.href:
         return ""
-    from xsoilsm.sources.webzarr import web_address
+    from xsoilsm.sources.access.webzarr import web_address
 
     return web_address(store.href, store.access, account_of(store))
 

@@ -25,8 +25,8 @@ from rasterio.windows import Window
 
 from xsoilsm import regrid
 from xsoilsm.facts import Band
-from xsoilsm.sources.access import Access, ask, readable_href
-from xsoilsm.sources.transport import RequestFailed, is_web, patience, with_retries
+from xsoilsm.sources.access.links import Access, ask, readable_href
+from xsoilsm.sources.access.transport import RequestFailed, is_web, patience, with_retries
 
 __all__ = [
     "BLOCK",

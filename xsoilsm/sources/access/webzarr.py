@@ -25,8 +25,8 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from xsoilsm.sources.access import Access, read_bytes, readable_href
-from xsoilsm.sources.transport import ReadFailed, Span, is_web
+from xsoilsm.sources.access.links import Access, read_bytes, readable_href
+from xsoilsm.sources.access.transport import ReadFailed, Span, is_web
 
 __all__ = ["WebStore", "web_address"]
 

@@ -6,7 +6,7 @@ averaged. Gradients are Horn's (1981, doi 10.1109/PROC.1981.11918) with distance
 on a grid of degrees ``dx = R cos(lat) dlon`` and ``dy = R dlat``. The aspect is the direction of
 steepest descent, 0 at north, clockwise; level ground has aspect 0, so sine 0 and cosine 1.
 
-Of several models the first that has a value counts, see :mod:`xsoilsm.sources.elevation`.
+Of several models the first that has a value counts, see :mod:`xsoilsm.sources.ground.elevation`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
-from xsoilsm.sources.elevation import RIM, DemTile, Elevations, Lattice, find_dem
-from xsoilsm.sources.reading import BLOCK, CellSums, Patch, native_windows
-from xsoilsm.sources.search import lonlat_bounds
+from xsoilsm.sources.access.search import lonlat_bounds
+from xsoilsm.sources.ground.elevation import RIM, DemTile, Elevations, Lattice, find_dem
+from xsoilsm.sources.pixels.reading import BLOCK, CellSums, Patch, native_windows
 
 __all__ = [
     "BANDS",

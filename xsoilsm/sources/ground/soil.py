@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.facts import Band, SoilSource
-from xsoilsm.sources.reading import CellSums, NativeReader, Raster, native_windows, to_physical
-from xsoilsm.sources.search import (
-    Bounds,
-    access_of,
-    find_items,
-    footprint_of,
-    lonlat_bounds,
-    overlaps,
+from xsoilsm.sources.access.links import access_of
+from xsoilsm.sources.access.search import Bounds, find_items, footprint_of, lonlat_bounds, overlaps
+from xsoilsm.sources.pixels.reading import (
+    CellSums,
+    NativeReader,
+    Raster,
+    native_windows,
+    to_physical,
 )
 
 if TYPE_CHECKING:

@@ -16,16 +16,16 @@ import numpy.typing as npt
 
 from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.facts import LandcoverSource
-from xsoilsm.sources.reading import CellSums, NativeReader, Raster, native_windows
-from xsoilsm.sources.search import (
+from xsoilsm.sources.access.links import access_of
+from xsoilsm.sources.access.search import (
     Bounds,
-    access_of,
     find_items,
     footprint_of,
     item_span,
     lonlat_bounds,
     overlaps,
 )
+from xsoilsm.sources.pixels.reading import CellSums, NativeReader, Raster, native_windows
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox

@@ -22,16 +22,22 @@ import numpy.typing as npt
 
 from xsoilsm import grid
 from xsoilsm.cube import SourceFlag
-from xsoilsm.sources.access import Access, read_bytes
-from xsoilsm.sources.annotation import IncidenceSurface, annotation_href
-from xsoilsm.sources.calibration import Calibration, calibrate, to_decibel
-from xsoilsm.sources.fringe import REACH, WINDOW, fringe
-from xsoilsm.sources.geocode import GeolocationGrid, RadarImage
-from xsoilsm.sources.heights import HeightSource
-from xsoilsm.sources.reading import NativeReader, Patch, Raster
-from xsoilsm.sources.sampling import Lattice, Samples, add_samples, lattices_of, spacing_of
-from xsoilsm.sources.search import cell_lonlat, lonlat_bounds, overlaps
-from xsoilsm.sources.sentinel1 import BANDS
+from xsoilsm.sources.access.links import Access, read_bytes
+from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds, overlaps
+from xsoilsm.sources.pixels.reading import NativeReader, Patch, Raster
+from xsoilsm.sources.sentinel1.annotation import IncidenceSurface, annotation_href
+from xsoilsm.sources.sentinel1.calibration import Calibration, calibrate, to_decibel
+from xsoilsm.sources.sentinel1.fringe import REACH, WINDOW, fringe
+from xsoilsm.sources.sentinel1.geocode import GeolocationGrid, RadarImage
+from xsoilsm.sources.sentinel1.heights import HeightSource
+from xsoilsm.sources.sentinel1.rtc import BANDS
+from xsoilsm.sources.sentinel1.sampling import (
+    Lattice,
+    Samples,
+    add_samples,
+    lattices_of,
+    spacing_of,
+)
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox

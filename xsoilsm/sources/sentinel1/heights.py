@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from xsoilsm.sources.elevation import DemTile, Elevations
-from xsoilsm.sources.geocode import GeolocationGrid, geoid_grid, scene_offset
-from xsoilsm.sources.mesh import to_plane
+from xsoilsm.sources.ground.elevation import DemTile, Elevations
+from xsoilsm.sources.pixels.mesh import to_plane
+from xsoilsm.sources.sentinel1.geocode import GeolocationGrid, geoid_grid, scene_offset
 
 __all__ = ["HeightSource", "height_source"]
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xsoilsm.sources.mesh import MESH, mesh_lonlat, spread
-from xsoilsm.sources.reading import Patch
+from xsoilsm.sources.pixels.mesh import MESH, mesh_lonlat, spread
+from xsoilsm.sources.pixels.reading import Patch
 
 __all__ = ["Border", "erosion"]
 

@@ -14,13 +14,8 @@ from typing import TYPE_CHECKING
 
 from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.facts import DemSource, Sentinel1GrdSource
-from xsoilsm.sources.access import Access, access_of
-from xsoilsm.sources.acquisitions import Excluded, passes_of, reason_to_exclude
-from xsoilsm.sources.elevation import DemTile, find_dem
-from xsoilsm.sources.grd import GrdAcquisition, GrdSlice, calibration_hrefs
-from xsoilsm.sources.heights import HeightSource, height_source
-from xsoilsm.sources.reading import Raster
-from xsoilsm.sources.search import (
+from xsoilsm.sources.access.links import Access, access_of
+from xsoilsm.sources.access.search import (
     Bounds,
     find_items,
     footprint_of,
@@ -28,6 +23,11 @@ from xsoilsm.sources.search import (
     overlaps,
     utc_naive,
 )
+from xsoilsm.sources.ground.elevation import DemTile, find_dem
+from xsoilsm.sources.pixels.reading import Raster
+from xsoilsm.sources.sentinel1.acquisitions import Excluded, passes_of, reason_to_exclude
+from xsoilsm.sources.sentinel1.grd import GrdAcquisition, GrdSlice, calibration_hrefs
+from xsoilsm.sources.sentinel1.heights import HeightSource, height_source
 
 if TYPE_CHECKING:
     import pystac

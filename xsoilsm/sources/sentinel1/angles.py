@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from xsoilsm.catalog import CatalogError
-from xsoilsm.sources.acquisitions import Acquisition
-from xsoilsm.sources.annotation import annotation_href, read_incidence, read_look
-from xsoilsm.sources.elevation import DemTile, Elevations
-from xsoilsm.sources.flattening import Slopes, flat_decibels
-from xsoilsm.sources.grd import GrdAcquisition
-from xsoilsm.sources.search import Access, cell_lonlat, lonlat_bounds
+from xsoilsm.sources.access.links import Access
+from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds
+from xsoilsm.sources.ground.elevation import DemTile, Elevations
+from xsoilsm.sources.sentinel1.acquisitions import Acquisition
+from xsoilsm.sources.sentinel1.annotation import annotation_href, read_incidence, read_look
+from xsoilsm.sources.sentinel1.flattening import Slopes, flat_decibels
+from xsoilsm.sources.sentinel1.grd import GrdAcquisition
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox

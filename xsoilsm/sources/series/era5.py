@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.facts import Era5Source, WeatherVariable
-from xsoilsm.sources.search import Access, Bounds, access_of, find_items, item_span, readable_href
-from xsoilsm.sources.stores import (
+from xsoilsm.sources.access.links import Access, access_of, readable_href
+from xsoilsm.sources.access.search import Bounds, find_items, item_span
+from xsoilsm.sources.series.stores import (
     Refused,
     WeatherStore,
     account_of,

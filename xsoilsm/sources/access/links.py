@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from xsoilsm.facts import Service
-from xsoilsm.sources import transport
-from xsoilsm.sources.transport import (
+from xsoilsm.sources.access import transport
+from xsoilsm.sources.access.transport import (
     RequestFailed,
     Span,
     fetch,
@@ -187,7 +187,7 @@ def with_retries(
     Raises
     ------
     ReadFailed
-        As :func:`xsoilsm.sources.transport.with_retries`.
+        As :func:`xsoilsm.sources.access.transport.with_retries`.
     """
     before = None if access is None else lambda: renew_access(access)
     return transport.with_retries(action, what, passing=passing, before=before)
