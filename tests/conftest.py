@@ -118,6 +118,18 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    """Program of a browser without a window."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        reason = "Chromium is not installed (Debian's package chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}, but continuous integration must have it")
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="session")
 def weights_dir(shared: Path) -> Path:
     """Folder of the 25 published coarse networks, as pickled state dicts."""
     return shared / "weights"

@@ -11,6 +11,7 @@ from xsoilsm.checks import find_violations, violation_table
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
     from xsoilsm.ensemble import Ensemble
 
@@ -63,3 +64,15 @@ class SoilMoistureAccessor:
         from xsoilsm.products import write_products
 
         return write_products(self._dataset, path, **options)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw a map with its flags hatched, see `xsoilsm.viewing.pictures.plot_map`. Computes."""
+        from xsoilsm.viewing.pictures import plot_map
+
+        return plot_map(self._dataset, ax)
+
+    def explore(self, **options: Any) -> Any:
+        """Show one map interactively, see `xsoilsm.viewing.pictures.explore`. Computes."""
+        from xsoilsm.viewing.pictures import explore
+
+        return explore(self._dataset, **options)

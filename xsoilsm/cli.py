@@ -47,7 +47,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 
         try:
             return command(*args, **kwargs)
-        except (WeightsError, ValueError, OSError) as error:
+        except (WeightsError, ValueError, OSError, ModuleNotFoundError) as error:
             raise click.ClickException(str(error)) from error
 
     return wrapped
@@ -225,6 +225,17 @@ def map_command(quiet: bool, **options: Any) -> None:
 
     for file in map_region(**options, progress=not quiet):
         click.echo(file)
+
+
+@main.command("view")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--port", type=int, default=0, help="By default a free one.")
+@one_line_errors
+def view_command(folder: Path, port: int) -> None:
+    """Show the results in FOLDER in a web page on this machine, until Ctrl-C."""
+    from xsoilsm.viewing import view
+
+    view(folder, port, started=lambda address: click.echo(f"{address}  (Ctrl-C ends it)"))
 
 
 if __name__ == "__main__":

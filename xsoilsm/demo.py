@@ -20,13 +20,13 @@ from xsoilsm import grid
 from xsoilsm.cube import cube_geobox
 from xsoilsm.loading import load_cube
 from xsoilsm.metrics import agreement
-from xsoilsm.plot import quicklook
 from xsoilsm.products import write_products
 from xsoilsm.progress import share_bar, task_bar
 from xsoilsm.quality import QualityFlag
 from xsoilsm.regrid import area_mean
 from xsoilsm.retrieval import ResolutionWarning, retrieve
 from xsoilsm.simulate import landscape_folder, simulate_landscape
+from xsoilsm.viewing.pictures import quicklook
 
 __all__ = ["run_demo"]
 
