@@ -1,14 +1,18 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic import map_cube, sample_cube
 
 import xsoilsm
 from xsoilsm.cog import verify_cog
-from xsoilsm.plot import quicklook
-from xsoilsm.products import file_name, write_products
+from xsoilsm.products import Naming, file_name, safe_name, write_products
+from xsoilsm.viewing.pictures import quicklook
 
 pytestmark = pytest.mark.filterwarnings("ignore::xsoilsm.retrieval.ResolutionWarning")
 
@@ -39,6 +43,37 @@ def test_names_cannot_leave_the_folder(result):
     odd = odd.assign_coords(platform="..\\x", relative_orbit=7, orbit_state="/up")
     assert re.fullmatch(r"[A-Za-z0-9._-]+", file_name(odd, "soil_moisture"))
     assert ".." not in file_name(odd, "soil_moisture")
+
+
+words = st.text(max_size=400)
+numbers = st.one_of(st.integers(), st.floats(), st.text())
+
+
+@given(words, words, words, words, numbers, words, words)
+def test_no_name_is_a_path(variable, resolution, platform, state, orbit, ensemble, version):
+    odd = xr.Dataset(
+        coords={"platform": platform, "orbit_state": state, "relative_orbit": str(orbit)},
+        attrs={"resolution": resolution, "ensemble": ensemble, "source": f"xsoilsm {version}, x"},
+    )
+    name = file_name(odd, variable, tile=platform)
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tif", name)
+    assert ".." not in name
+    assert len(name) <= 255
+    assert (Path("/out") / name).resolve().parent == Path("/out").resolve()
+
+
+@given(st.lists(words, min_size=2, max_size=6, unique=True))
+def test_long_names_stay_apart(texts):
+    long = [text + "x" * 300 for text in texts]
+    assert len({safe_name(text) for text in long}) == len(long)
+    assert all(len(safe_name(text)) <= 40 for text in long)
+
+
+def test_names_of_tiles_and_composites(result):
+    name = file_name(result.isel(time=1), "soil_moisture", tile="r0132c0374")
+    assert "_A074_r0132c0374_densesm-e-coarse_" in name
+    week = Naming("quality_flag", "100m", "2020-04-01T00:00:00", "P8D", model="m", version="1.2")
+    assert week.stem == "quality_flag_100m_20200401P8D_m_v1.2"
 
 
 def test_every_map_is_a_valid_file_with_its_pixels_and_facts(result, tmp_path):

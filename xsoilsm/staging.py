@@ -51,6 +51,7 @@ CHECKSUM = "PIXELS_CRC32"
 pixels (cropped at the edges), row by row, from the upper left."""
 
 _CACHE_MB = 64
+_STRIP = (BLOCK, 8 * BLOCK)  # rows and columns that are held at a time where no chunks are
 
 Lock = AbstractContextManager[Any]
 
@@ -235,11 +236,11 @@ def _store(stages: Sequence[Stage]) -> list[list[_Written]]:
 
 
 def _save_strips(pixels: xr.DataArray, band: int, save: Callable[..., int]) -> list[_Written]:
-    """Write pixels that are in memory, or that xarray reads from a file on demand."""
+    """Write pixels that are in memory, or that xarray reads from files on demand."""
     written = []
-    for top in range(0, pixels.shape[0], BLOCK):
-        strip = pixels[top : top + BLOCK].to_numpy()
-        window = Window(0, top, strip.shape[1], strip.shape[0])
+    for top, left in product(*(range(0, n, s) for n, s in zip(pixels.shape, _STRIP, strict=True))):
+        strip = pixels[top : top + _STRIP[0], left : left + _STRIP[1]].to_numpy()
+        window = Window(left, top, strip.shape[1], strip.shape[0])
         written.append(_Written(band, window, save(strip, window=window, lock=nullcontext())))
     return written
 
