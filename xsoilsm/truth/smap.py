@@ -413,7 +413,7 @@ def download_smap(
     except ImportError as error:
         msg = (
             "fetching SMAP needs the package 'earthaccess'; install it with "
-            "pip install 'xsoilsm[earthdata]', or fetch the granules of SPL3SMP_E yourself and "
+            "pip install earthaccess, or fetch the granules of SPL3SMP_E yourself and "
             "give their folder to read_smap"
         )
         raise ImportError(msg) from error
