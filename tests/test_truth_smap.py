@@ -250,5 +250,5 @@ def test_fetching_needs_a_package_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "earthaccess", None)
-    with pytest.raises(ImportError, match=r"xsoilsm\[earthdata\]"):
+    with pytest.raises(ImportError, match=r"earthaccess"):
         download_smap("2020-06", tmp_path)
