@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from xsoilsm.ensemble import Ensemble
+    from xsoilsm.evaluation import Evaluation
 
 __all__ = ["SoilMoistureAccessor"]
 
@@ -64,6 +65,12 @@ class SoilMoistureAccessor:
         from xsoilsm.products import write_products
 
         return write_products(self._dataset, path, **options)
+
+    def evaluate(self, truth: Any = None, **options: Any) -> Evaluation:
+        """Compare with truth, see `xsoilsm.evaluation.evaluate_dataset`. Computes."""
+        from xsoilsm.evaluation import evaluate_dataset
+
+        return evaluate_dataset(self._dataset, truth, **options)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw a map with its flags hatched, see `xsoilsm.viewing.pictures.plot_map`. Computes."""
