@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
+READY_BENCH := $(VENV)/.ready-bench
 # The STAC API that tests start has an environment of its own.
 STAC_VENV := .cache/stac-venv
 READY_STAC := $(STAC_VENV)/.ready
@@ -36,7 +37,7 @@ format: $(READY) ## put the code into its canonical form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(READY) ## measure speed and memory
+bench: $(READY_BENCH) ## measure speed and memory, beside other engines
 	$(BIN)/python -m benchmarks
 
 docs: $(READY_DOCS) ## build the documentation in site/
@@ -56,6 +57,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY_DOCS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+$(READY_BENCH): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $@
 
 $(READY_STAC): tests/services/requirements.txt

@@ -1,81 +1,185 @@
-"""The engine against a plain loop over the 25 networks, per core and in one run.
+"""The engine against a plain loop over the 25 networks and general engines, per core, in one run.
 
 Uses the published weights where they are at hand (cache or ``XSOILSM_WEIGHTS_DIR``), else
-random networks of the same shapes: the arithmetic is the same.
+random networks of the same shapes: the arithmetic is the same. Rates count retrieved values: a
+pixel at two dates is two, a masked one none. The peak is PyTorch's product of two square
+matrices, one thread; the share counts the operations of the networks as they are defined, also
+where a variant does with fewer.
 """
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
 import numpy as np
 import torch
 
-from benchmarks.timing import interleave
+from benchmarks.networks import RandomEnsemble, ensemble, pixels
+from benchmarks.peers import peers
+from benchmarks.timing import interleave, keep_memory
+from xsoilsm import speed
 from xsoilsm.engine import Engine
-from xsoilsm.ensemble import WeightsError, get_ensemble
-from xsoilsm.network import DenseSM
+from xsoilsm.folding import fold
+from xsoilsm.plain import Plain
+
+if TYPE_CHECKING:
+    from xsoilsm.ensemble import Ensemble
 
 PLAIN_BATCH = 1024  # the plain loop's best
+SIDE = 1024  # of the matrices
+SAME_WEATHER = 81  # pixels of 1 km in a cell of 9 km
+MASKED = 0.3
+LOOP = "loop over modules"
+
+Row = dict[str, object]
+Work = tuple[int, Callable[[], np.ndarray]]
+"""How many values a variant retrieves, and the call."""
 
 
-class _Random:
-    """Networks of the published shapes with random parameters."""
+def run(
+    full: bool,
+    n: int | None = None,
+    rounds: int | None = None,
+    networks: Ensemble | RandomEnsemble | None = None,
+) -> list[Row]:
+    n = n or (65536 if full else 8192)
+    rounds = rounds or (7 if full else 5)
+    networks = networks or ensemble()
+    members = [fold(state) for state in networks.state_dicts()]
+    operations = sum(speed.operations(member.depth, member.width) for member in members)
+    snapshot, series = pixels(n)
+    work = {LOOP: (n, _loop(networks, snapshot, series))}
+    rows_first = np.ascontiguousarray(snapshot.T)
+    series_first = np.ascontiguousarray(series.transpose(2, 0, 1))
+    absent: list[Row] = []
+    for name, peer in peers(networks.state_dicts()).items():
+        if isinstance(peer, str):
+            absent.append({"variant": name, "weights": peer})
+        else:
+            work[name] = n, partial(peer, rows_first, series_first)
+    work |= _ours(networks, snapshot, series)
 
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        widths = (8, 16, 32, 64, 128)
-        self._modules = [DenseSM(d, w).eval() for d in range(1, 6) for w in widths]
-
-    def modules(self) -> list[DenseSM]:
-        return self._modules
-
-    def state_dicts(self) -> list[dict[str, np.ndarray]]:
-        return [{k: v.numpy() for k, v in m.state_dict().items()} for m in self._modules]
-
-
-def run(full: bool) -> list[dict[str, object]]:
-    n = 65536 if full else 8192
-    try:
-        ensemble = get_ensemble("DenseSM-E")
-        ensemble.require_weights()
-        weights = "published"
-    except WeightsError:
-        ensemble, weights = _Random(), "random"
-    rng = np.random.default_rng(0)
-    snapshot = rng.random((18, n), np.float32)
-    series = rng.random((3, 46, n), np.float32)
-    rows_first = torch.from_numpy(np.ascontiguousarray(snapshot.T))
-    series_first = torch.from_numpy(np.ascontiguousarray(series.transpose(2, 0, 1)))
-    modules = ensemble.modules()
-    engine = Engine(ensemble, "cpu", threads=1)
     answers: dict[str, np.ndarray] = {}
 
-    def plain() -> None:
-        parts = []
-        with torch.inference_mode():
-            for i in range(0, n, PLAIN_BATCH):
-                batch = rows_first[i : i + PLAIN_BATCH], series_first[i : i + PLAIN_BATCH]
-                parts.append(torch.stack([m(*batch) for m in modules]).mean(dim=0))
-        answers["plain"] = torch.cat(parts).numpy()
+    def keep(name: str) -> None:
+        answers[name] = work[name][1]()
 
-    def ours() -> None:
-        answers["ours"] = engine.predict(snapshot, series)[0]
+    matrix, product = torch.rand(SIDE, SIDE), torch.empty(SIDE, SIDE)
 
+    def multiply() -> None:
+        for _ in range(8):
+            torch.mm(matrix, matrix, out=product)
+
+    contestants: dict[str, Callable[[], object]] = {name: partial(keep, name) for name in work}
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = interleave({"plain": plain, "ours": ours}, rounds=7 if full else 5)
+        default = interleave({LOOP: contestants[LOOP]}, rounds)[LOOP]
+        kept = keep_memory()
+        seconds = interleave(contestants | {"peak": multiply}, rounds)
     finally:
         torch.set_num_threads(before)
-    error = float(np.abs(answers["plain"] - answers["ours"]).max())
+    peak = 8 * 2 * SIDE**3 / seconds["peak"]
+
+    def row(name: str, count: int, s: float, error: float) -> Row:
+        return {
+            "variant": name,
+            "weights": networks.name,
+            "pixels": n,
+            "values/CPU s": round(count / s),
+            "ratio to loop": seconds[LOOP] / n / (s / count),
+            "share of peak": count * operations / s / peak,
+            "max error m3/m3": error,
+        }
+
+    rows = [row(f"{LOOP}, allocator as it is", n, default, 0.0)] if kept else []
+    common = _loop(networks, snapshot, pixels(n, SAME_WEATHER)[1])()
+    for name, (count, _) in work.items():
+        found = answers[name] if answers[name].ndim == 1 else answers[name][0]
+        expected = common if "common weather" in name else answers[LOOP]
+        error = float(np.nanmax(np.abs(found - expected)))
+        rows.append(row(name, count, seconds[name], error))
+    rows.append({"variant": f"peak {peak / 1e9:.0f} GFLOP/s", "share of peak": 1.0})
+    return rows + absent + _threads(networks, n, rounds)
+
+
+def _loop(
+    networks: Ensemble | RandomEnsemble, snapshot: np.ndarray, series: np.ndarray
+) -> Callable[[], np.ndarray]:
+    modules = Plain(networks.state_dicts(), "cpu").modules
+    rows_first = torch.from_numpy(np.ascontiguousarray(snapshot.T))
+    series_first = torch.from_numpy(np.ascontiguousarray(series.transpose(2, 0, 1)))
+
+    def loop() -> np.ndarray:
+        parts = []
+        with torch.inference_mode():
+            for i in range(0, len(rows_first), PLAIN_BATCH):
+                batch = rows_first[i : i + PLAIN_BATCH], series_first[i : i + PLAIN_BATCH]
+                parts.append(torch.stack([m(*batch) for m in modules]).mean(dim=0))
+        return torch.cat(parts).numpy()
+
+    return loop
+
+
+def _ours(
+    networks: Ensemble | RandomEnsemble, snapshot: np.ndarray, series: np.ndarray
+) -> dict[str, Work]:
+    n = snapshot.shape[1]
+    kernel, torch_way = _engine(networks, "kernel"), _engine(networks, "torch")
+    common = pixels(n, SAME_WEATHER)[1]
+    two = np.stack([snapshot, snapshot[::-1]])
+    valid = np.asarray(np.random.default_rng(1).random(n) >= MASKED, np.bool_)
+    left = int(np.count_nonzero(valid))
+    return {
+        "torch": (n, lambda: torch_way.predict(snapshot, series)[0]),
+        "torch, two dates": (2 * n, lambda: torch_way.predict_many(two, series)[0]),
+        "kernel": (n, lambda: kernel.predict(snapshot, series)[0]),
+        "kernel, common weather": (n, lambda: kernel.predict(snapshot, common)[0]),
+        "kernel, 30 % masked": (
+            left, lambda: kernel.predict_many(snapshot[None], series, valid=valid)[0]
+        ),
+        "kernel, two dates": (2 * n, lambda: kernel.predict_many(two, series)[0]),
+        "kernel, two dates, common weather": (
+            2 * n, lambda: kernel.predict_many(two, common)[0]
+        ),
+    }  # fmt: skip
+
+
+def _engine(networks: Ensemble | RandomEnsemble, way: str, threads: int = 1) -> Engine:
+    before = os.environ.get("XSOILSM_ENGINE")
+    os.environ["XSOILSM_ENGINE"] = way
+    try:
+        return Engine(cast("Ensemble", networks), "cpu", threads)
+    finally:
+        del os.environ["XSOILSM_ENGINE"]
+        if before is not None:
+            os.environ["XSOILSM_ENGINE"] = before
+
+
+def _threads(networks: Ensemble | RandomEnsemble, n: int, rounds: int) -> list[Row]:
+    """Two threads against one. Other work on the machine shows in the wall clock alone."""
+    snapshot, series = pixels(n)
+    wall: dict[int, list[float]] = {1: [], 2: []}
+    engines = {threads: _engine(networks, "kernel", threads) for threads in wall}
+
+    def timed(threads: int) -> None:
+        start = time.perf_counter()
+        engines[threads].predict(snapshot, series)
+        wall[threads].append(time.perf_counter() - start)
+
+    cpu = interleave({str(threads): partial(timed, threads) for threads in wall}, 2 * rounds)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     return [
         {
-            "variant": name,
-            "weights": weights,
+            "variant": f"kernel, {threads} thread(s), load {load:.1f}",
             "pixels": n,
-            "pixels/CPU s": round(n / s),
-            "ratio to plain": seconds["plain"] / s,
-            "max error m3/m3": error if key == "ours" else 0.0,
+            "values/CPU s": round(n / cpu[str(threads)]),
+            "values/s, best": round(n / min(wall[threads])),
+            "times one thread": min(wall[1]) / min(wall[threads]),
         }
-        for key, name in (("plain", "loop over 25 modules"), ("ours", "engine"))
-        for s in [seconds[key]]
+        for threads in wall
     ]

@@ -227,6 +227,23 @@ def map_command(quiet: bool, **options: Any) -> None:
         click.echo(file)
 
 
+@main.command("bench")
+@click.argument("name", required=False)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--threads", type=int, help="By default all processors.")
+@one_line_errors
+def bench_command(name: str | None, device: str, threads: int | None) -> None:
+    """Say how the networks run here: the way, its rate, its share of the machine's peak.
+
+    Without NAME of an ensemble, networks of the published shapes with made-up weights run.
+    """
+    from xsoilsm.ensemble import get_ensemble
+    from xsoilsm.speed import report
+
+    ensemble = None if name is None else get_ensemble(name)
+    click.echo(report(ensemble, device=device, threads=threads))
+
+
 @main.command("view")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--port", type=int, default=0, help="By default a free one.")

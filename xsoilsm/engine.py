@@ -1,42 +1,58 @@
 """Step 5 of 7 (networks): run a whole ensemble over many pixels at once.
 
-The networks are folded (`xsoilsm.folding`) and evaluated in time-major layout: with rows ordered
-(step, channel) and pixels along the columns, the five steps that a convolution sees are
-consecutive rows, so each convolution is a batched matrix product on a view of its input. Pixels
-are taken in batches of one fixed size, the last one padded, so that memory does not depend on
-the size of a map and the result does not depend on how it is cut.
+There are three ways, from fast to slow, and all give the same numbers: a kernel compiled for the
+processor (`xsoilsm.kernel`, CPU only), matrix products of PyTorch (`xsoilsm.timemajor`, also the
+way on a GPU), and the networks themselves (`xsoilsm.plain`). A way is taken when it works here:
+its first use in a process begins with a test of known outcome. ``XSOILSM_ENGINE`` forces one.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import multiprocessing
+import os
+import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from xsoilsm.folding import FoldedMember, fold
+from xsoilsm import selftest
+from xsoilsm.folding import fold
 
 if TYPE_CHECKING:
     from xsoilsm.ensemble import Ensemble
 
-__all__ = ["Engine"]
+__all__ = ["WAYS", "Engine", "EngineWarning", "build", "default_threads", "fault_of", "way_for"]
+
+WAYS = ("kernel", "torch", "plain")
+"""Ways to run the networks on a CPU, fastest first; values of ``XSOILSM_ENGINE``."""
 
 SNAPSHOT, CHANNELS, STEPS = 18, 3, 46
-KERNEL, PAD = 5, 2
-BATCH = {"cpu": 256, "cuda": 32768}
-"""Pixels per batch: what fits the second-level cache of a core, or fills a GPU."""
+
+_log = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+States = Sequence[Mapping[str, npt.NDArray[Any]]]
+
+
+class EngineWarning(UserWarning):
+    """A fast way to run the networks does not work here, and a slower one is taken."""
 
 
 class Engine:
     """All members of an ensemble, ready to predict.
+
+    Threads may call one engine at the same time.
 
     Parameters
     ----------
@@ -45,13 +61,28 @@ class Engine:
     device : {"auto", "cpu", "cuda"}, default "auto"
         "auto" takes a GPU where there is one.
     threads : int, optional
-        Threads that share the batches on a CPU; by default all processors that this process may
-        use. Inside Dask one thread per call is right, as Dask runs calls side by side.
+        Threads that share the pixels of a call on a CPU. By default a call from the main thread
+        of a program takes all processors that the process may use (affinity and the quota of a
+        container count), and any other call one: who started that thread or process, such as
+        Dask, divides the work already.
+
+    Attributes
+    ----------
+    way : str
+        One of `WAYS`.
 
     Raises
     ------
     ValueError
-        For an unknown or absent device, or fewer than one thread.
+        For an unknown or absent device, fewer than one thread, an ensemble without members, or
+        an unknown ``XSOILSM_ENGINE``.
+    RuntimeError
+        When no way works, or not the one that ``XSOILSM_ENGINE`` forces.
+
+    Warns
+    -----
+    EngineWarning
+        When a slower way than usual is taken.
 
     Examples
     --------
@@ -66,10 +97,15 @@ class Engine:
         if threads is not None and threads < 1:
             msg = f"threads is {threads}; expected at least 1, or None for all processors"
             raise ValueError(msg)
-        self.threads = (threads or _processors()) if self.device.type == "cpu" else 1
-        self.batch = BATCH[self.device.type]
-        self._members = [_Member.load(fold(s), self.device) for s in ensemble.state_dicts()]
-        self._local = threading.local()
+        self.threads = threads
+        self.way = way_for(self.device)
+        states = ensemble.state_dicts()
+        if not states:
+            msg = "the ensemble has no members; expected at least one"
+            raise ValueError(msg)
+        self._runner = build(self.way, states, self.device)
+        self._origin = ensemble, device, threads
+        self._token = str(getattr(ensemble, "digest", "")) or uuid4().hex
 
     def predict(self, snapshot: Float32, series: Float32) -> tuple[Float32, Float32]:
         """Mean and spread of the members' soil moisture.
@@ -94,7 +130,7 @@ class Engine:
         ValueError
             When a shape is not as expected.
         """
-        snapshot, series = np.asarray(snapshot, np.float32), np.asarray(series, np.float32)
+        snapshot, series = _array(snapshot), _array(series)
         n = snapshot.shape[-1] if snapshot.ndim else 0
         if snapshot.shape != (SNAPSHOT, n) or series.shape != (CHANNELS, STEPS, n):
             msg = (
@@ -102,178 +138,239 @@ class Engine:
                 f"({SNAPSHOT}, n) and ({CHANNELS}, {STEPS}, n), pixels last"
             )
             raise ValueError(msg)
-        mean, std = np.empty(n, np.float32), np.empty(n, np.float32)
-        starts = range(0, n, self.batch)
+        mean, std = self.predict_many(snapshot[None], series)
+        return mean[0], std[0]
 
-        def run(start: int) -> None:
-            part = slice(start, min(start + self.batch, n))
-            mean[part], std[part] = self._predict_batch(snapshot[:, part], series[:, :, part])
+    def predict_many(
+        self,
+        snapshots: Float32,
+        series: Float32,
+        ends: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+        *,
+        valid: Bool | None = None,
+    ) -> tuple[Float32, Float32]:
+        """Mean and spread for several acquisitions over the same pixels.
 
-        with _one_torch_thread(self.device), torch.inference_mode():
-            if self.threads == 1 or len(starts) < 2:
-                for start in starts:
-                    run(start)
-            else:
-                with ThreadPoolExecutor(self.threads, "xsoilsm-engine") as pool:
-                    list(pool.map(torch.inference_mode()(run), starts))
-        return mean, std
+        Computes. What the networks make of the series is computed once for all acquisitions
+        that see the same window of it; what they make of the weather, once for neighbours
+        with the same; pixels that are not valid or hold a NaN cost nothing. The numbers are
+        those of `predict` in all cases.
 
-    def _predict_batch(self, snapshot: Float32, series: Float32) -> tuple[Float32, Float32]:
-        work = getattr(self._local, "work", None)
-        if work is None:
-            widest = max(m.features for m in self._members)
-            work = self._local.work = _Workspace(self.batch, widest, self.device)
-        work.load(snapshot, series)
-        outputs = torch.stack([member.forward(work) for member in self._members])
-        std, mean = torch.std_mean(outputs, dim=0, correction=0)
-        n = snapshot.shape[1]
-        return mean[:n].cpu().numpy(), std[:n].cpu().numpy()
+        Parameters
+        ----------
+        snapshots : (t, 18, n) ndarray of float32
+            Normalised features of each acquisition.
+        series : (3, p, n) ndarray of float32
+            Normalised series of p periods, oldest first.
+        ends : (t,) sequence of int, optional
+            Index of the latest period that each acquisition sees, from 45 to p - 1; by default
+            the last period, of 46.
+        valid : (n,) or (t, n) ndarray of bool, optional
+            False leaves a pixel out: its result is NaN.
+
+        Returns
+        -------
+        mean, std : (t, n) ndarray of float32
+            As of `predict`.
+
+        Raises
+        ------
+        ValueError
+            When a shape or a type is not as expected or a window leaves the series.
+        """
+        snapshots, series = _array(snapshots), _array(series)
+        t, n = (snapshots.shape[0], snapshots.shape[-1]) if snapshots.ndim == 3 else (0, 0)
+        periods = series.shape[1] if series.ndim == 3 else 0
+        if snapshots.shape != (t, SNAPSHOT, n) or series.shape != (CHANNELS, periods, n):
+            msg = (
+                f"snapshots has shape {snapshots.shape} and series {series.shape}; expected "
+                f"(t, {SNAPSHOT}, n) and ({CHANNELS}, periods, n), pixels last"
+            )
+            raise ValueError(msg)
+        windows = _windows(ends, t, periods)
+        if valid is not None:
+            valid = np.asarray(valid)
+            if valid.shape not in ((n,), (t, n)) or valid.dtype != np.bool_:
+                msg = (
+                    f"valid has shape {valid.shape} and type {valid.dtype}; expected ({n},) or "
+                    f"({t}, {n}) of bool"
+                )
+                raise ValueError(msg)
+            valid = np.broadcast_to(valid, (t, n))
+        threads = self.threads or default_threads()
+        return self._runner.predict_many(snapshots, series, windows, valid, threads)
+
+    def __reduce__(self) -> tuple[type[Engine], tuple[Any, ...]]:
+        return Engine, self._origin
+
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        return ("xsoilsm.Engine", self._token, self.device, self.way)
+
+    def __repr__(self) -> str:
+        return f"<Engine: {self.way} on {self.device}, {self.threads or 'default'} threads>"
 
 
-class _Workspace:
-    """Buffers of one thread, reused from batch to batch and from member to member."""
-
-    def __init__(self, batch: int, features: int, device: torch.device) -> None:
-        self.steps = torch.zeros((STEPS + 2 * PAD, CHANNELS, batch), device=device)
-        self.dense = torch.zeros((features, batch), device=device)
-        self.padded: dict[int, torch.Tensor] = {}
-        for steps, channels in ((23, 32), (11, 16)):
-            self.padded[steps] = torch.empty((steps + 2 * PAD, channels, batch), device=device)
-        # A GPU is fed from pinned memory; on a CPU the batch is written where it is used.
-        self.host = [self.steps, self.dense[:SNAPSHOT]]
-        if device.type != "cpu":
-            self.host = [torch.zeros(t.shape, pin_memory=True) for t in self.host]
-
-    def load(self, snapshot: Float32, series: Float32) -> None:
-        """Copy a batch in, padding it with zeros to full size."""
-        n = snapshot.shape[1]
-        steps, dense = (tensor.numpy() for tensor in self.host)
-        steps[PAD:-PAD, :, :n] = series.transpose(1, 0, 2)
-        steps[PAD:-PAD, :, n:] = 0
-        steps[:PAD], steps[-PAD:] = steps[PAD], steps[-PAD - 1]
-        dense[:, :n] = snapshot
-        dense[:, n:] = 0
-        if self.steps.device.type != "cpu":
-            self.steps.copy_(self.host[0], non_blocking=True)
-            self.dense[:SNAPSHOT].copy_(self.host[1], non_blocking=True)
-            torch.cuda.current_stream().synchronize()  # before the next batch is written
+def _array(values: Any) -> Float32:
+    return np.require(values, np.float32, ["ALIGNED"])
 
 
-@dataclass(frozen=True)
-class _Member:
-    """Folded weights on a device; convolution weights are repeated for every position."""
-
-    convolutions: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    blocks: tuple[tuple[tuple[torch.Tensor, torch.Tensor], ...], ...]
-    head: tuple[torch.Tensor, torch.Tensor]
-    out: tuple[torch.Tensor, torch.Tensor]
-
-    @classmethod
-    def load(cls, folded: FoldedMember, device: torch.device) -> _Member:
-        """Put a folded member on a device."""
-
-        def put(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            weight = torch.from_numpy(layer.weight).to(device)
-            return weight, torch.from_numpy(layer.bias).to(device)[:, None]
-
-        # The last position of the second convolution is dropped by the pooling that follows.
-        positions = (46, 22, 11)
-        convolutions = tuple(
-            (weight.expand(n, -1, -1).contiguous(), bias)
-            for n, (weight, bias) in zip(positions, map(put, folded.convolutions), strict=True)
+def _windows(
+    ends: Sequence[int] | npt.NDArray[np.integer[Any]] | None, acquisitions: int, periods: int
+) -> Int64:
+    """Check the windows' ends and what they need of the series."""
+    if ends is None:
+        if periods != STEPS:
+            msg = f"the series has {periods} periods; expected {STEPS}, or say where windows end"
+            raise ValueError(msg)
+        return np.full(acquisitions, STEPS - 1, np.int64)
+    windows = np.asarray(ends) if len(ends) else np.zeros(0, np.int64)
+    if windows.shape != (acquisitions,) or windows.dtype.kind not in "iu":
+        msg = (
+            f"ends has shape {windows.shape} and type {windows.dtype}; expected "
+            f"({acquisitions},) integers"
         )
-        blocks = tuple(tuple(put(layer) for layer in block) for block in folded.blocks)
-        return cls(convolutions, blocks, put(folded.head), put(folded.out))
-
-    @property
-    def features(self) -> int:
-        """Rows of the dense buffer that this member fills."""
-        return int(self.head[0].shape[1])
-
-    def forward(self, work: _Workspace) -> torch.Tensor:
-        """Soil moisture (batch,) of the batch in `work`."""
-        x = work.steps
-        for weight, bias in self.convolutions[:2]:
-            y = _convolve(x, weight, bias)
-            x = work.padded[y.shape[0] // 2]
-            torch.add(y[0::2], y[1::2], out=x[PAD:-PAD])
-            _replicate_edges(x)
-        y = _convolve(x, *self.convolutions[2])
-        dense = work.dense
-        pooled = dense[SNAPSHOT : SNAPSHOT + 12].view(4, 3, -1)  # filter by filter
-        for position in range(3):
-            torch.sum(y[4 * position : 4 * position + 4], dim=0, out=pooled[:, position])
-        known = SNAPSHOT + 12
-        for block in self.blocks:
-            new = dense[:known]
-            for weight, bias in block[:2]:
-                new = torch.addmm(bias, weight, new).relu_()
-            weight, bias = block[2]
-            target = dense[known : known + weight.shape[0]]
-            torch.addmm(bias, weight, new, out=target).relu_()
-            known += weight.shape[0]
-        weight, bias = self.head
-        hidden = torch.addmm(bias, weight, dense[:known]).relu_()
-        weight, bias = self.out
-        return torch.addmm(bias, weight, hidden)[0]
+        raise ValueError(msg)
+    if acquisitions and not (STEPS - 1 <= windows.min() and windows.max() < periods):
+        msg = (
+            f"windows end at periods {windows.min()} to {windows.max()}; each needs {STEPS} of "
+            f"the {periods} periods, so expected {STEPS - 1} to {periods - 1}"
+        )
+        raise ValueError(msg)
+    return windows.astype(np.int64)
 
 
-def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Convolve the padded (step + 4, channel, batch) with kernels of 5, then ReLU."""
-    steps, channels, batch = weight.shape[0], x.shape[1], x.shape[2]
-    windows = x.as_strided((steps, KERNEL * channels, batch), (channels * batch, batch, 1))
-    return torch.baddbmm(bias, weight, windows).relu_()
+# --------------------------------------------------------------------------- ways
 
 
-def _replicate_edges(x: torch.Tensor) -> None:
-    x[:PAD] = x[PAD]
-    x[-PAD:] = x[-PAD - 1]
+def build(way: str, states: States, device: str) -> selftest.Runner:
+    """Prepare networks for a way of running them, which is not tested here.
+
+    Parameters
+    ----------
+    way : str
+        One of `WAYS`.
+    states : sequence of mapping of str to ndarray
+    device : {"cpu", "cuda"}
+    """
+    if way == "plain":
+        from xsoilsm.plain import Plain
+
+        return Plain(states, device)
+    members = [fold(state) for state in states]
+    if way == "torch":
+        from xsoilsm.timemajor import TimeMajor
+
+        return TimeMajor(members, device)
+    from xsoilsm.kernel import Kernel
+
+    return Kernel(members)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in BATCH:
+def way_for(device: str) -> str:
+    """Fastest way that works on a device here, or the one that is forced.
+
+    Computes: tests each way at its first use in a process, with known numbers.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+
+    Raises
+    ------
+    ValueError
+        For an unknown ``XSOILSM_ENGINE``, or one that the device does not know.
+    RuntimeError
+        When no way works, or not the one that is forced.
+    """
+    forced = os.environ.get("XSOILSM_ENGINE", "")
+    if forced not in ("", *WAYS):
+        msg = f"XSOILSM_ENGINE is {forced!r}; expected one of {', '.join(WAYS)}, or nothing"
+        raise ValueError(msg)
+    if device != "cpu":
+        if forced == "kernel":
+            msg = "XSOILSM_ENGINE is 'kernel', which runs on a CPU only; ask for device='cpu'"
+            raise ValueError(msg)
+        return forced or "torch"
+    faults: list[str] = []
+    for way in (forced,) if forced else WAYS:
+        fault = fault_of(way)
+        if fault is None:
+            if faults:
+                _warn_once(f"{'; '.join(faults)}. The way {way!r} is taken, which is slower")
+            return way
+        faults.append(f"the way {way!r} of running networks does not work here: {fault}")
+    raise RuntimeError("; ".join(faults))
+
+
+@lru_cache
+def fault_of(way: str) -> str | None:
+    """Say what is wrong with a way on this machine's CPU; None when it works.
+
+    Computes: tested once in a process.
+    """
+    try:
+        try:
+            selftest.check(build(way, selftest.states(), "cpu"))
+        except selftest.SelfTestError as error:
+            if way != "kernel":
+                raise
+            _compile_anew(error)
+    except Exception as error:  # whatever a compiler brings about, there is a slower way
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+def _compile_anew(error: Exception) -> None:
+    """Do without the compiled code on the disk, which may be damaged, and test again."""
+    from xsoilsm.kernel import Kernel
+
+    _log.warning("the compiled kernel is wrong and is compiled again: %s", error)
+    Kernel.edition = 1
+    selftest.check(build("kernel", selftest.states(), "cpu"))
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, EngineWarning, stacklevel=4)
+
+
+# --------------------------------------------------------------------------- machine
+
+_GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
+def _device(name: str) -> str:
+    kind = name.split(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
         msg = f"unknown device {name!r}; expected 'auto', 'cpu' or 'cuda'"
         raise ValueError(msg)
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if kind == "auto":
+        return "cuda" if _has_gpu() else "cpu"
+    if kind == "cuda" and not _has_gpu():
         msg = "device 'cuda' was asked for, but torch finds no GPU; use 'auto' or 'cpu'"
         raise ValueError(msg)
-    return torch.device(name)
+    return name if kind == "cuda" else "cpu"
 
 
-def _processors() -> int:
-    import os
+def _has_gpu() -> bool:
+    """Whether torch finds a GPU; torch is not imported where there can be none."""
+    possible = os.name == "nt" or any(Path(name).exists() for name in _GPU_FILES)
+    if not (possible or "torch" in sys.modules) or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-_inside = 0
-_before = 1
-_lock = threading.Lock()
+    return torch.cuda.is_available()
 
 
-@contextmanager
-def _one_torch_thread(device: torch.device) -> Iterator[None]:
-    """Keep torch from starting threads of its own: batches run side by side instead.
+def default_threads() -> int:
+    """Threads of a call that nobody gave a number.
 
-    Threads inside a product stall each other where processors are shared. The setting belongs
-    to the process: the first call in sets it and the last one out puts it back.
+    All processors that this process may use for the main thread of a program, one for any other
+    thread or a process started by `multiprocessing`.
     """
-    global _inside, _before
-    if device.type != "cpu":
-        yield
-        return
-    with _lock:
-        if _inside == 0:
-            _before = torch.get_num_threads()
-            torch.set_num_threads(1)
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                torch.set_num_threads(_before)
+    divided = threading.current_thread() is not threading.main_thread()
+    if divided or multiprocessing.parent_process() is not None:
+        return 1
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)
