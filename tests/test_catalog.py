@@ -174,6 +174,32 @@ def test_paths_are_taken_from_the_file_that_names_them(tmp_path: Path) -> None:
     assert catalog.service_of(catalog.sources["radar"][0]).kind == "stac-api"
 
 
+def test_every_service_of_a_borrowed_source_comes_along(tmp_path: Path) -> None:
+    # Its annotations lie at another provider, which that catalog takes from a third.
+    borrowed = write(tmp_path / "mine.yaml", radar={"catalog": "digital-earth-africa"})
+    content = yaml.safe_load(borrowed.read_text())
+    own = open_catalog("earth-search")
+    for group in ("ndvi", "weather", "terrain", "soil"):
+        content["sources"][group] = {"catalog": "earth-search"}
+    content["sources"].pop("landcover", None)
+    content["services"] = {}
+    borrowed.write_text(yaml.safe_dump(content))
+    catalog = open_catalog(borrowed)
+    radar: Any = catalog.sources["radar"][0]
+    assert (radar.service, radar.grd_service) == ("digital-earth-africa", "planetary-computer")
+    theirs = open_catalog("planetary-computer").services["planetary-computer"]
+    assert catalog.services["planetary-computer"] == theirs
+    # Where the name is taken, both the service and what names it change.
+    service = own.services["earth-search"].model_dump()
+    content["services"] = {"planetary-computer": service | {"href": "https://mine.example.org"}}
+    for group in ("ndvi", "weather", "terrain", "soil"):
+        content["sources"][group] = {"catalog": "planetary-computer"}
+    borrowed.write_text(yaml.safe_dump(content))
+    radar = open_catalog(borrowed).sources["radar"][0]
+    assert radar.grd_service == "digital-earth-africa/planetary-computer"
+    assert open_catalog(borrowed).services[radar.grd_service] == theirs
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -20,7 +20,7 @@ from sources_world import BBOX, World, height_of, ndvi_of
 from xsoilsm import periods
 from xsoilsm.catalog import Catalog, CatalogError, open_catalog
 from xsoilsm.checks import check_cube
-from xsoilsm.cube import REQUIRED, VARIABLES, SourceFlag
+from xsoilsm.cube import REQUIRED, VARIABLES, InputFlag, SourceFlag
 from xsoilsm.grid import ease2_geobox, grid_of
 from xsoilsm.loading import load_cube
 
@@ -58,8 +58,9 @@ def test_the_cube_passes_its_own_check(loaded: xr.Dataset) -> None:
         assert data.dims == variable.dims
         assert data.attrs["units"] == variable.units
         assert data.attrs["grid_mapping"] == "spatial_ref"
-        assert data.attrs["items"]
-        expected = np.uint8 if name in ("source_flags", "ndvi_filled") else np.float32
+        assert data.attrs["items"] or name == "inputs_failed"
+        whole = name in ("source_flags", "ndvi_filled", "inputs_failed")
+        expected = np.uint8 if whole else np.float32
         assert data.dtype == expected
 
 
@@ -96,6 +97,7 @@ def test_values(loaded: xr.Dataset) -> None:
     assert loaded.sigma0_vv.min() > -20
     assert loaded.sigma0_vv.max() < -5
     assert not loaded.ndvi_filled.any()
+    assert not loaded.inputs_failed.any()
 
 
 def test_provenance(loaded: xr.Dataset) -> None:
@@ -137,6 +139,56 @@ def test_nothing_is_read_before_it_is_asked(world: World, tmp_path: Path) -> Non
     assert ((flags & SourceFlag.READ_FAILED) > 0).all()
     shutil.copytree(world.folder / "data", copy.folder / "data")
     assert np.isfinite(cube.sigma0_vv[0].compute()).any()
+
+
+@pytest.mark.parametrize(
+    ("group", "pattern", "names"),
+    [
+        ("weather", "era5/2020-03/air*/**/0.*", ["air_temperature"]),
+        ("terrain", "dem_0.tif", ["elevation", "slope", "aspect_sin"]),
+        ("soil", "clay_*.tif", ["clay"]),
+        ("ndvi", "MOD13Q1.A2020081*.tif", []),
+    ],
+)
+def test_a_failed_read_tells_its_group(
+    world: World, tmp_path: Path, loaded: xr.Dataset, group: str, pattern: str, names: list[str]
+) -> None:
+    copy = World(tmp_path / "copy")
+    copy.items = {
+        name: [
+            {**item, "assets": _moved(item["assets"], world.folder, copy.folder)} for item in items
+        ]
+        for name, items in world.items.items()
+    }
+    shutil.copytree(world.folder / "data", copy.folder / "data")
+    copy.write()
+    files = [f for f in (copy.folder / "data").glob(pattern) if f.is_file()]
+    assert files
+    for file in files:
+        file.write_bytes(b"broken")
+    cube = load_cube(BBOX, "2020-06", "1km", copy.catalog_file()).compute()
+    flags = cube.inputs_failed
+    meanings = dict(zip(flags.flag_meanings.split(), flags.flag_masks.tolist(), strict=True))
+    assert meanings[group] == getattr(InputFlag, group.upper())
+    assert (flags == meanings[group]).all()
+    for name in names:
+        assert np.isnan(cube[name]).any()
+    # Radar has its own flags, and no other group suffers.
+    np.testing.assert_array_equal(cube.source_flags, loaded.source_flags)
+    assert (cube.ndvi_filled.any("period") == (group == "ndvi")).all()
+    with pytest.raises(OSError, match=pattern.split("*")[0].split("/")[0][:8]):
+        load_cube(BBOX, "2020-06", "1km", copy.catalog_file(), on_error="raise").compute()
+
+
+def test_failed_inputs_survive_coarser_cells(loaded: xr.Dataset) -> None:
+    from xsoilsm.cube import aggregate
+
+    flags = loaded.inputs_failed.copy()
+    flags[1, 1] = InputFlag.SOIL
+    flags[2, 2] = InputFlag.WEATHER
+    coarse = aggregate(loaded.assign(inputs_failed=flags), "9km").inputs_failed
+    assert coarse.dtype == np.uint8
+    assert int(np.bitwise_or.reduce(coarse.values.ravel())) == InputFlag.SOIL | InputFlag.WEATHER
 
 
 def _moved(assets: Any, old: Path, new: Path) -> Any:

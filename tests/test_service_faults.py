@@ -25,11 +25,12 @@ from sources_world import BBOX, World
 
 from xsoilsm import load_cube, open_catalog, retrieve
 from xsoilsm.catalog import CatalogError
-from xsoilsm.cube import SourceFlag
+from xsoilsm.cube import InputFlag, SourceFlag
 from xsoilsm.facts import Service
 from xsoilsm.products import write_products
 from xsoilsm.retrieval import ResolutionWarning
-from xsoilsm.sources.access.links import Access, read_bytes, search
+from xsoilsm.sources.access import search
+from xsoilsm.sources.access.links import Access, read_bytes
 from xsoilsm.sources.access.transport import ReadFailed, patience
 from xsoilsm.sources.access.webzarr import WebStore
 from xsoilsm.sources.series import modis
@@ -307,6 +308,10 @@ def test_without_weather_or_terrain_there_is_no_soil_moisture(
         soil = retrieve(lazy.isel(time=[GOOD]), "DenseSM-E").compute()
     assert np.isnan(soil.soil_moisture).all()
     assert (soil.quality_flag != 0).all()
+    group = {"air_temperature": InputFlag.WEATHER, "elevation": InputFlag.TERRAIN}[name]
+    failed = lazy.inputs_failed.compute()
+    assert (failed == group).all()
+    assert failed.attrs["flag_masks"].sum() == 31
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")

@@ -121,6 +121,27 @@ def test_noise_of_old_products(files: dict[str, Path]) -> None:
     np.testing.assert_allclose(noise(*window[:2], line.shape), grid((line, pixel)), rtol=2e-6)
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_noise_of_the_first_processors_is_scaled(files: dict[str, Path], power: int) -> None:
+    content, known = old_format(files)
+    calibration = files["calibration/calibration-iw-vh.xml"].read_bytes()
+    number = float(str(ET.fromstring(calibration).findtext(".//dn")).split()[0])
+    hrefs = "calibration.xml", "noise.xml"
+    wanted = Calibration.parse(calibration, content, hrefs).noise(340, 8700, (80, 130))
+    assert wanted.min() > 100
+
+    def divided(factor: float) -> bytes:
+        root = ET.fromstring(content)
+        for one, (_, _, values) in zip(root.iter("noiseLut"), known, strict=True):
+            one.text = " ".join(f"{v / factor:.6e}" for v in values)
+        return ET.tostring(root)
+
+    small = Calibration.parse(calibration, divided(75088.7 * number**power), hrefs)
+    np.testing.assert_allclose(small.noise(340, 8700, (80, 130)), wanted, rtol=2e-6)
+    with pytest.raises(OSError, match=r"noise\.xml: its noise of at most .* is not in squares"):
+        Calibration.parse(calibration, divided(1e5), hrefs)
+
+
 def test_blocks_along_azimuth_hold_their_edges() -> None:
     table = LookupTable(
         np.array([0.0, 100.0]), (np.array([0.0, 50.0]),) * 2, (np.array([100.0, 100.0]),) * 2

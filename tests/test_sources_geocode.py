@@ -18,11 +18,9 @@ from xsoilsm.sources.sentinel1.heights import height_source
 from xsoilsm.sources.sentinel1.incidence import (
     Orbit,
     incidence_angle,
-    read_track,
-    track_incidence,
     track_surfaces,
-    write_track,
 )
+from xsoilsm.sources.sentinel1.tracks import read_track, track_incidence, write_track
 
 
 @pytest.fixture(scope="module")
@@ -337,9 +335,9 @@ def test_a_track_is_read_once(
         track_incidence(59, "ascending", region, footprint)
     copy = tmp_path / "iw-vv.xml"
     copy.write_bytes(annotation.read_bytes())
-    made = track_incidence(59, "ascending", region, footprint, (str(copy), Access()))
+    made = track_incidence(59, "ascending", region, footprint, [(str(copy), Access())])
     copy.unlink()
-    again = track_incidence(59, "ascending", region, footprint, (str(copy), Access()))
+    again = track_incidence(59, "ascending", region, footprint, [(str(copy), Access())])
     assert again.surfaces == made.surfaces
     # What lies beside the footprint is not asked for; what lies on it beyond the track is.
     wide = (-2.0, 45.3, 3.4, 45.5)

@@ -412,6 +412,15 @@ def test_angle_of_the_real_annotation(shared: Path) -> None:
         assert abs(float(fitted(lon[k], lat[k])) - angle[k]) < 0.05
 
 
+def test_angles_on_a_grid_are_those_at_its_points() -> None:
+    rng = np.random.default_rng(0)
+    lon, lat = rng.uniform(178, 182, 60), rng.uniform(60, 62, 60)
+    surface = IncidenceSurface.fit(lon, lat, 35 + np.sin(lon) + np.cos(lat) * (lon - 180))
+    west, north = np.array([178.5, 179.9, -179.2]), np.array([61.5, 60.2])
+    wanted = surface(*np.meshgrid(west, north))
+    np.testing.assert_allclose(surface.on_grid(west, north), wanted, rtol=0, atol=1e-9)
+
+
 def test_angles_across_the_antimeridian() -> None:
     lon, lat = (a.ravel() for a in np.meshgrid(np.linspace(178, 182, 9), np.linspace(60, 62, 5)))
     angle = 35 + 2 * (lon - 180) + 0.1 * (lat - 61) ** 2

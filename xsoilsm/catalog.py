@@ -322,11 +322,16 @@ def _borrow(content: dict[str, Any], path: Path) -> None:
     for group in groups:
         found = _sources_of(group, content, path, ())
         if found is not None:
-            groups[group] = [_adopt(source, service, services, path) for source, service in found]
+            groups[group] = [_adopt(source, brought, services, path) for source, brought in found]
 
 
-_Borrowed = tuple[Any, tuple[str, str, dict[str, Any]] | None]
-"""A source, and of a borrowed one its catalog and its service by name and content."""
+_Borrowed = tuple[Any, tuple[str, dict[str, Any]] | None]
+"""A source, and of a borrowed one its catalog and the services that it names, with content."""
+
+
+def _service_keys(source: Mapping[str, Any]) -> list[str]:
+    """Keys of a source that name a service."""
+    return [key for key in source if key == "service" or key.endswith("_service")]
 
 
 def _sources_of(
@@ -354,10 +359,7 @@ def _sources_of(
 def _referred(
     reference: _Reference, group: str, path: Path, trail: tuple[Path, ...]
 ) -> list[_Borrowed]:
-    name = reference.catalog
-    if _looks_like_path(name):
-        name = str(path.resolve().parent / Path(name).expanduser())
-    other = _find(name)
+    other = _find(_beside(reference.catalog, path))
     if other.resolve() in trail:
         msg = f"{path}: sources.{group}: the catalogs refer to each other in a circle by {other}"
         raise CatalogError(msg)
@@ -368,9 +370,9 @@ def _referred(
         msg = f"{path}: sources.{group}: the catalog {other} has no sources of {group} to take"
         raise CatalogError(msg)
     found: list[_Borrowed] = []
-    for source, service in _sources_of(group, content, other, trail) or []:
+    for source, brought in _sources_of(group, content, other, trail) or []:
         if not isinstance(source, dict):
-            found.append((source, service))
+            found.append((source, brought))
             continue
         days = {"start": source.get("start"), "end": source.get("end")}
         for key, limit, narrower in (("start", reference.start, max), ("end", reference.end, min)):
@@ -379,28 +381,55 @@ def _referred(
                 days[key] = narrower(given, limit) if isinstance(given, date) else limit
         if days["start"] and days["end"] and days["start"] > days["end"]:
             continue
-        if service is None and source.get("service") in services:
-            key = source["service"]
-            service = str(content.get("name")), key, _placed(services[key], other)
+        if brought is None:
+            brought = str(content.get("name")), _named_services(source, content, other)
         source = {k: v for k, v in (source | days).items() if k not in days or v is not None}
-        found.append((source, service))
+        found.append((source, brought))
     return found
+
+
+def _named_services(source: dict[str, Any], content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Services that a source names: those of its file, else of the catalogs that it refers to."""
+    found: dict[str, Any] = {}
+    for name in (source[key] for key in _service_keys(source)):
+        if not isinstance(name, str):
+            continue  # the models say what is wrong
+        if name in content["services"]:
+            found[name] = _placed(content["services"][name], path)
+            continue
+        for entry in content["sources"].values():
+            for reference in entry if isinstance(entry, list) else [entry]:
+                if isinstance(reference, dict) and isinstance(reference.get("catalog"), str):
+                    other = _find(_beside(reference["catalog"], path))
+                    theirs = _read(other).get("services")
+                    if isinstance(theirs, dict) and name in theirs:
+                        found.setdefault(name, _placed(theirs[name], other))
+    return found
+
+
+def _beside(name: str, path: Path) -> str:
+    """Name of a catalog, or its path counted from the file that refers to it."""
+    return str(path.resolve().parent / Path(name).expanduser()) if _looks_like_path(name) else name
 
 
 def _adopt(
     source: Any,
-    service: tuple[str, str, dict[str, Any]] | None,
+    brought: tuple[str, dict[str, Any]] | None,
     services: dict[str, Any],
     path: Path,
 ) -> Any:
-    """Bring the service of a borrowed source along; under a longer name where it is taken."""
-    if service is None:
+    """Bring the services of a borrowed source along; under a longer name where one is taken."""
+    if brought is None:
         return source
-    catalog, name, content = service
-    if name in services and _placed(services[name], path) != content:
-        name = f"{catalog}/{name}"
-    services[name] = content
-    return source | {"service": name}
+    catalog, own = brought
+    names = {}
+    for name, content in own.items():
+        taken = name in services and _placed(services[name], path) != content
+        names[name] = f"{catalog}/{name}" if taken else name
+        services[names[name]] = content
+    return source | {
+        key: names[source[key]] for key in _service_keys(source) if source[key] in tuple(names)
+    }
 
 
 def _placed(service: Any, path: Path) -> Any:

@@ -193,6 +193,20 @@ def simulate(path: Path | None, quiet: bool, **options: Any) -> None:
     click.echo(f"virtual landscape (simulated): {catalog}")
 
 
+@main.group()
+def cache() -> None:
+    """Remove what is kept on this machine."""
+
+
+@cache.command("clear-layers")
+@one_line_errors
+def cache_clear_layers() -> None:
+    """Remove the kept terrain, soil and land cover; they are read anew when needed."""
+    from xsoilsm.sources.ground.layers import clear_layers, layers_dir
+
+    click.echo(f"{clear_layers() / 1e6:.1f} MB removed from {layers_dir()}")
+
+
 @main.command("search")
 @click.option(
     "--bbox", nargs=4, type=float, required=True, metavar="WEST SOUTH EAST NORTH", help="Degrees."

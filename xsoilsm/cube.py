@@ -23,6 +23,7 @@ __all__ = [
     "SIGMA0_FORMS",
     "VARIABLES",
     "CubeError",
+    "InputFlag",
     "SourceFlag",
     "Variable",
     "aggregate",
@@ -105,6 +106,7 @@ VARIABLES: dict[str, Variable] = {
         Variable("aspect_cos", _STATIC, "1", "mean cosine of the aspect"),
         Variable("coverage", _TIME, "1", "share of the cell with valid radar pixels", None, False),
         Variable("source_flags", _TIME, "1", "state of the radar source", None, False),
+        Variable("inputs_failed", _STATIC, "1", "inputs that could not be read", None, False),
         Variable("ndvi_filled", _PERIOD, "1", "NDVI was filled in time", None, False),
         Variable(
             "weather_filled",
@@ -155,6 +157,16 @@ class SourceFlag:
     BORDER = 16
     UNRELIABLE_SIGMA0 = 32
     LAYOVER_SHADOW = 64
+
+
+class InputFlag:
+    """Bits of ``inputs_failed``: groups of inputs of which a file could not be read."""
+
+    NDVI = 1
+    WEATHER = 2
+    TERRAIN = 4
+    SOIL = 8
+    LANDCOVER = 16
 
 
 def is_sample_form(cube: xr.Dataset) -> bool:
@@ -301,6 +313,8 @@ def aggregate(cube: xr.Dataset, res: str) -> xr.Dataset:
             data[name] = values
         elif name == "source_flags":
             data[name] = blocks.merge_flags(values)
+        elif name == "inputs_failed":
+            data[name] = blocks.reduce(values, np.bitwise_or.reduce, fill=0)
         elif name == "ndvi_filled":
             data[name] = blocks.reduce(values, np.max, fill=0)
         elif name != "coverage":

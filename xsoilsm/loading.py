@@ -14,12 +14,13 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from xsoilsm import grid, periods
 from xsoilsm.catalog import Catalog, CatalogError
-from xsoilsm.cube import VARIABLES, SourceFlag, spatial_coords
+from xsoilsm.cube import VARIABLES, InputFlag, SourceFlag, spatial_coords
 from xsoilsm.facts import OPTIONAL_GROUPS, Source
 from xsoilsm.sources.access.search import joined
 from xsoilsm.sources.ground.static import StaticGroup, find_static
@@ -64,7 +65,8 @@ def load_cube(
         Cells along the sides of a chunk. Time has one acquisition a chunk, periods are whole.
     on_error : {"flag", "raise"}, default "flag"
         What a file does that cannot be read for good: its cells become NaN and get the bit
-        "read failed" in ``source_flags``, or computing raises an OSError.
+        "read failed" in ``source_flags`` (radar) or the bit of their group in ``inputs_failed``
+        (all else), or computing raises an OSError.
     mask_ndvi : bool, default False
         Leave out pixels of NDVI that their producer calls snow or cloud, and fill in time what
         that leaves empty. The networks were trained without a mask.
@@ -78,9 +80,11 @@ def load_cube(
     -------
     Dataset
         The cube in map form: radar (time, y, x), series (period, y, x), terrain, soil and land
-        cover (y, x), with ``coverage``, ``source_flags`` and ``ndvi_filled``. Periods begin 45
-        before that of the first acquisition, so that each sees 46. The coordinate
-        ``sigma0_from`` tells for each acquisition how sigma nought was obtained.
+        cover (y, x), with ``coverage``, ``source_flags``, ``ndvi_filled`` and ``inputs_failed``.
+        Periods begin 45 before that of the first acquisition, so that each sees 46. The coordinate
+        ``sigma0_from`` tells for each acquisition how sigma nought was obtained, and
+        ``incidence_from`` where the incidence angle comes from: the annotation of the product,
+        a layer on its pixels, or other passes of the track.
 
     Raises
     ------
@@ -154,7 +158,7 @@ def along_time(acquisitions: Iterable[Pass]) -> dict[str, xr.Variable]:
     """Coordinates of acquisitions. Lazy: reads nothing."""
     known = list(acquisitions)
     when = np.array([a.time for a in known], dtype="datetime64[ns]")
-    names = "relative_orbit", "orbit_state", "platform", "sigma0_from"
+    names = "relative_orbit", "orbit_state", "platform", "sigma0_from", "incidence_from"
     attributes = {"standard_name": "time", "long_name": "time of the overpass, UTC"}
     return {
         "time": xr.Variable("time", when, attributes),
@@ -196,6 +200,8 @@ def assemble(
     )
     sky = find_series(request, starts, last, frozenset(given))
     data: dict[str, Any] = {**scene.data, **sky.data, **static}
+    if set(data) & set(_FAILURES):
+        data["inputs_failed"] = _inputs_failed(data)
     items = {**sky.items, **{name: scene.items for name in scene.data}}
     notes = dict(sky.attributes)
     used = [*scene.sources, *sky.sources]
@@ -219,6 +225,42 @@ def assemble(
     )
     attributes = _provenance(request, used, scene.excluded)
     return xr.Dataset({**variables, **given}, coords, attributes)
+
+
+_FAILURES = {
+    "ndvi_filled": InputFlag.NDVI,
+    "weather_failed": InputFlag.WEATHER,
+    "terrain_failed": InputFlag.TERRAIN,
+    "soil_failed": InputFlag.SOIL,
+    "landcover_failed": InputFlag.LANDCOVER,
+}
+"""Arrays that tell failed reads, and the bits for them."""
+
+
+def _inputs_failed(data: Mapping[str, da.Array]) -> da.Array:
+    """Bits of the groups of which a file could not be read. Lazy: reads nothing."""
+    known = [name for name in _FAILURES if name in data]
+    pairs: list[Any] = []
+    for name in known:
+        pairs += [data[name], "pyx" if name == "ndvi_filled" else "yx"]
+    bits: da.Array = da.blockwise(
+        _failed_bits,
+        "yx",
+        *pairs,
+        names=known,
+        concatenate=True,
+        dtype=np.uint8,
+        meta=np.empty((0, 0), dtype=np.uint8),
+    )
+    return bits
+
+
+def _failed_bits(*blocks: npt.NDArray[Any], names: list[str]) -> npt.NDArray[np.uint8]:
+    flags = np.zeros(blocks[0].shape[-2:], dtype=np.uint8)
+    for name, block in zip(names, blocks, strict=True):
+        at = (block == modis.FILLED_AFTER_FAILURE).any(0) if name == "ndvi_filled" else block > 0
+        flags[at] |= np.uint8(_FAILURES[name])
+    return flags
 
 
 _WHOLE_GROUPS = {
@@ -264,8 +306,9 @@ def _attributes(name: str, items: Iterable[str], sigma0_from: str) -> dict[str, 
     attributes["items"] = " ".join(dict.fromkeys(items))
     if name.startswith("sigma0_"):
         attributes |= {"sigma0_from": sigma0_from, "averaging": "dB"}
-    if name == "source_flags":
-        bits = {k.lower(): v for k, v in vars(SourceFlag).items() if k.isupper()}
+    if name in ("source_flags", "inputs_failed"):
+        flags = SourceFlag if name == "source_flags" else InputFlag
+        bits = {k.lower(): v for k, v in vars(flags).items() if k.isupper()}
         attributes["flag_masks"] = np.array(list(bits.values()), dtype=np.uint8)
         attributes["flag_meanings"] = " ".join(bits)
     if name == "ndvi_filled":

@@ -173,7 +173,8 @@ def cube_from_stack(
         "source_flags": flags,
     }
     form = sigma0_from if quantity == "gamma0" else "given"
-    scene = Scene(_coords(passes, known, form), data, passes.items, [])
+    coords = _coords(passes, known, form, given_angle=incidence_angle is not None)
+    scene = Scene(coords, data, passes.items, [])
     cube = assemble(request, scene, ground, static, given)
     if max(side(p) for p in pixels) > NATIVE:
         for name in ("sigma0_vv", "sigma0_vh"):
@@ -221,7 +222,9 @@ def _passes_of_catalog(request: Request, times: npt.NDArray[np.datetime64]) -> l
     return [found[k] for k in nearest]
 
 
-def _coords(passes: Passes, known: list[Pass] | None, form: str) -> dict[str, xr.Variable]:
+def _coords(
+    passes: Passes, known: list[Pass] | None, form: str, *, given_angle: bool
+) -> dict[str, xr.Variable]:
     """Coordinates along time: those that the catalog knows, else those of the stacks."""
     if known is not None:
         coords = along_time(known)
@@ -231,6 +234,8 @@ def _coords(passes: Passes, known: list[Pass] | None, form: str) -> dict[str, xr
         coords["time"] = xr.Variable("time", passes.time, attributes)
     coords["time"] = coords["time"].copy(data=passes.time)
     coords["sigma0_from"] = xr.Variable("time", np.full(passes.time.size, form))
+    if given_angle:
+        coords["incidence_from"] = xr.Variable("time", np.full(passes.time.size, "given"))
     return coords
 
 
@@ -310,14 +315,14 @@ def _angles(
     theta = None if incidence_angle is None else _given_angle(incidence_angle, request, passes)
     if known is None and theta is not None:
         return theta, 10 * da.log10(da.cos(da.deg2rad(theta))), da.zeros(shape, chunks=theta.chunks)
-    from xsoilsm.sources.sentinel1.angles import BANDS, annotations_of, read_angles
+    from xsoilsm.sources.sentinel1.angles import BANDS, angles_of, read_angles
 
     if sloped and "terrain" not in ground:
         msg = "sigma0_from='rtc-slope' reads the terrain; leave it out of inputs"
         raise CubeError(msg)
     known = known or []
     for acquisition in known:
-        annotations_of(acquisition)  # tells at once what is missing
+        angles_of(acquisition)  # tells at once what is missing
     reader = partial(
         _read_angles,
         reader=read_angles,

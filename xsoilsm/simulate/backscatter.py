@@ -9,7 +9,8 @@ Bare soil: Oh (2004), IEEE TGRS 42(3), 596-601, fitted for 0.04-0.29 m3 m-3, ks 
 10-70 degrees; used a little beyond in moisture, where it stays smooth and monotonic.
 Vegetation: water cloud model of Attema and Ulaby (1978), Radio Science 13(2), with NDVI as the
 descriptor and coefficients as fitted for C band by Baghdadi et al. (2017), Remote Sensing 9(9),
-969. Speckle: multilook intensity follows a gamma distribution (Ulaby, Moore and Fung 1986).
+969 (their values are still to be held against the article). Speckle: multilook intensity follows
+a gamma distribution (Ulaby, Moore and Fung 1986).
 Normalisation: Small (2011), IEEE TGRS 49(8).
 """
 

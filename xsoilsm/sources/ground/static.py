@@ -68,21 +68,32 @@ class StaticGroup:
         Returns
         -------
         dict of str to dask Array of float32
+            With one more, ``<name>_failed``: above zero where a file could not be read and a
+            variable is missing.
         """
         stack = from_blocks(
             partial(_read, self.reader, self.records, on_error=on_error, cache=cache),
             geobox,
             chunks,
-            bands=len(self.bands),
+            bands=len(self.bands) + 1,
             label=self.name,
         )
-        return {name: band(stack, k) for k, name in enumerate(self.bands)}
+        return {name: band(stack, k) for k, name in enumerate((*self.bands, f"{self.name}_failed"))}
 
 
 def _read(
     reader: Any, records: tuple[Any, ...], target: GeoBox, on_error: str, cache: bool
 ) -> npt.NDArray[np.float32]:
-    return read_layers(reader, records, target, on_error, cache=cache)
+    """Read the bands of a group, and one more: cells that miss one because a read failed."""
+    try:
+        values = read_layers(reader, records, target, "raise", cache=cache)
+        failed = np.zeros(values.shape[1:], dtype=bool)
+    except OSError:
+        if on_error == "raise":
+            raise
+        values = reader(records, target, on_error)
+        failed = np.isnan(values).any(axis=0)
+    return np.concatenate([values, failed[None].astype(np.float32)])
 
 
 def find_static(catalog: Catalog, group: str, bounds: Bounds) -> StaticGroup | None:

@@ -19,6 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from xsoilsm.sources.access.search import lonlat_bounds
 from xsoilsm.sources.ground.elevation import RIM, DemTile, Elevations, Lattice, find_dem
+from xsoilsm.sources.pixels.mesh import compiled
 from xsoilsm.sources.pixels.reading import BLOCK, CellSums, Patch, native_windows
 
 __all__ = [
@@ -28,11 +29,12 @@ __all__ = [
     "DemTile",
     "anchored",
     "find_dem",
-    "gradient",
     "horn",
     "read_terrain",
     "repeat_edges",
+    "rise",
     "spacing",
+    "widths",
 ]
 
 BANDS = ("elevation", "slope", "aspect_sin", "aspect_cos", "elevation_filled")
@@ -45,36 +47,30 @@ Floats = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
-def gradient(
-    elevation: npt.NDArray[Any], dx: npt.NDArray[Any] | float, dy: float
-) -> tuple[Float64, Float64]:
+@compiled
+def rise(z: Any, i: int, j: int, dx: float, dy: float) -> tuple[float, float]:
     """Rise per metre to the east and to the north (Horn 1981, weights 1 2 1).
 
     Parameters
     ----------
-    elevation : (y + 2, x + 2) ndarray of float
-        In m, north up, with a rim of one pixel.
-    dx : float or (y, 1) ndarray
-        Distance of columns in m, eastward.
-    dy : float
-        Distance of rows in m.
+    z : (y + 2, x + 2) ndarray of float
+        Elevations in m, north up, with a rim of one pixel.
+    i, j : int
+        Row and column, without the rim.
+    dx, dy : float
+        Distance of columns and rows in m.
 
     Returns
     -------
-    east, north : (y, x) ndarray of float64
+    east, north : float
         NaN where a neighbour is NaN.
     """
-    z = np.asarray(elevation, dtype=np.float64)
-    north, middle, south = z[:-2], z[1:-1], z[2:]
-    east = (
-        (north[:, 2:] + 2 * middle[:, 2:] + south[:, 2:])
-        - (north[:, :-2] + 2 * middle[:, :-2] + south[:, :-2])
-    ) / (8 * dx)
-    up = (
-        (north[:, :-2] + 2 * north[:, 1:-1] + north[:, 2:])
-        - (south[:, :-2] + 2 * south[:, 1:-1] + south[:, 2:])
-    ) / (8 * dy)
-    return east, up
+    a, b, c = np.float64(z[i, j]), np.float64(z[i, j + 1]), np.float64(z[i, j + 2])
+    d, f = np.float64(z[i + 1, j]), np.float64(z[i + 1, j + 2])
+    g, h, k = np.float64(z[i + 2, j]), np.float64(z[i + 2, j + 1]), np.float64(z[i + 2, j + 2])
+    east = ((c + 2 * f + k) - (a + 2 * d + g)) / (8 * dx)
+    north = ((a + 2 * b + c) - (g + 2 * h + k)) / (8 * dy)
+    return east, north
 
 
 def horn(elevation: npt.NDArray[Any], dx: npt.NDArray[Any] | float, dy: float) -> Floats:
@@ -94,16 +90,31 @@ def horn(elevation: npt.NDArray[Any], dx: npt.NDArray[Any] | float, dy: float) -
     (3, y, x) ndarray of float32
         Slope in degrees, sine and cosine of the aspect. NaN where a neighbour is NaN.
     """
-    east, up = gradient(elevation, dx, dy)
-    steepness = np.hypot(east, up)
-    level = steepness == 0
-    length = np.where(level, 1.0, steepness)
-    result = np.empty((3, *steepness.shape), dtype=np.float32)
-    result[0] = np.rad2deg(np.arctan(steepness))
-    # Water runs against the gradient.
-    result[1] = -east / length
-    result[2] = np.where(level, 1.0, -up / length)
+    height, width = elevation.shape
+    result = np.empty((3, height - 2, width - 2), dtype=np.float32)
+    _horn(elevation, widths(dx, height - 2), dy, result)
     return result
+
+
+def widths(dx: npt.NDArray[Any] | float, rows: int) -> Float64:
+    """Distance of columns in m, one number for each row."""
+    return np.ascontiguousarray(
+        np.broadcast_to(np.asarray(dx, dtype=np.float64).reshape(-1), (rows,))
+    )
+
+
+@compiled
+def _horn(z: Any, dx: Any, dy: float, result: Any) -> None:
+    for i in range(result.shape[1]):
+        for j in range(result.shape[2]):
+            east, up = rise(z, i, j, dx[i], dy)
+            steepness = np.sqrt(east * east + up * up)
+            result[0, i, j] = np.rad2deg(np.arctan(steepness))
+            # Water runs against the gradient.
+            if steepness == 0.0:
+                result[1, i, j], result[2, i, j] = 0.0, 1.0
+            else:
+                result[1, i, j], result[2, i, j] = -east / steepness, -up / steepness
 
 
 def read_terrain(tiles: tuple[DemTile, ...], target: GeoBox, on_error: str = "flag") -> Floats:
@@ -140,7 +151,11 @@ def read_terrain(tiles: tuple[DemTile, ...], target: GeoBox, on_error: str = "fl
                 _add_window(sums, models, lattice, patch, (top + patch.row, left + patch.column))
         if sums.finish()[1][0].min() > _WHOLE:
             break
-    return sums.finish()[0]
+    mean, shares = sums.finish()
+    if models.failed:
+        # A mean over the part of a cell that could be read would pass for the whole.
+        mean[:, shares[0] < _WHOLE] = np.nan
+    return mean
 
 
 _WHOLE = 0.9999  # covered share of a cell from which no further model is asked

@@ -324,7 +324,13 @@ class CellSums:
         self._total = np.zeros((bands, *target.shape), dtype=np.float64)
         self._weight = np.zeros_like(self._total)
 
-    def add(self, values: Floats, patch: Patch, bands: slice = slice(None)) -> None:
+    def add(
+        self,
+        values: Floats,
+        patch: Patch,
+        bands: slice = slice(None),
+        transform: str | None = None,
+    ) -> None:
         """Add a window.
 
         Parameters
@@ -334,6 +340,8 @@ class CellSums:
         patch : Patch
         bands : slice
             Which of the sums the values belong to.
+        transform : {None, "db"}
+            ``"db"`` averages 10 log10 of the values; those not above zero have no weight.
         """
         regrid.accumulate(
             values,
@@ -341,8 +349,27 @@ class CellSums:
             self.target,
             self._total[bands],
             self._weight[bands],
+            transform=transform,
             anchor=(patch.row, patch.column),
         )
+
+    def weight(self, band: int) -> npt.NDArray[np.float64]:
+        """Sum of the weights of a band so far, as a copy."""
+        copied: npt.NDArray[np.float64] = self._weight[band].copy()
+        return copied
+
+    def add_cells(
+        self, band: int, values: npt.NDArray[np.float64], weight: npt.NDArray[np.float64]
+    ) -> None:
+        """Add values of whole cells with a weight.
+
+        Parameters
+        ----------
+        band : int
+        values, weight : (y, x) ndarray of float64
+        """
+        self._total[band] += values * weight
+        self._weight[band] += weight
 
     def finish(self) -> tuple[Floats, Floats]:
         """Mean and covered share of each cell.

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xsoilsm.catalog import CatalogError
-from xsoilsm.sources.access.links import Access
 from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds
 from xsoilsm.sources.ground.elevation import DemTile, Elevations
 from xsoilsm.sources.sentinel1.acquisitions import Acquisition
-from xsoilsm.sources.sentinel1.annotation import annotation_href, read_incidence, read_look
+from xsoilsm.sources.sentinel1.annotation import (
+    IncidenceSurface,
+    annotation_href,
+    read_incidence,
+    read_look,
+)
 from xsoilsm.sources.sentinel1.flattening import Slopes, flat_decibels
 from xsoilsm.sources.sentinel1.grd import GrdAcquisition
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
-__all__ = ["BANDS", "annotations_of", "read_angles"]
+__all__ = ["BANDS", "angles_of", "read_angles"]
 
 BANDS = ("incidence_angle", "decibels", "beyond")
 """Order of the bands that :func:`read_angles` gives."""
@@ -27,8 +34,17 @@ BANDS = ("incidence_angle", "decibels", "beyond")
 Floats = npt.NDArray[np.float32]
 
 
-def annotations_of(acquisition: Acquisition | GrdAcquisition) -> list[tuple[str, Access, bytes]]:
-    """Link, access and footprint of the annotation of each slice. Lazy: reads nothing.
+@dataclass(frozen=True)
+class _Angles:
+    """Angles of one slice, read when they are called."""
+
+    footprint: bytes
+    incidence: Callable[[], IncidenceSurface]
+    look: Callable[[], IncidenceSurface]
+
+
+def angles_of(acquisition: Acquisition | GrdAcquisition) -> list[_Angles]:
+    """Where the angles of each slice come from. Lazy: reads nothing.
 
     Raises
     ------
@@ -36,11 +52,14 @@ def annotations_of(acquisition: Acquisition | GrdAcquisition) -> list[tuple[str,
         When the source of the acquisition has none.
     """
     if isinstance(acquisition, GrdAcquisition):
-        return [
-            (annotation_href(piece.vv.href), piece.vv.access, piece.footprint)
-            for piece in acquisition.slices
-        ]
-    bare = [piece.id for piece in acquisition.slices if not piece.annotation]
+        found = []
+        for slice_ in acquisition.slices:
+            link = annotation_href(slice_.vv.href), slice_.vv.access
+            found.append(
+                _Angles(slice_.footprint, partial(read_incidence, *link), partial(read_look, *link))
+            )
+        return found
+    bare = [piece.id for piece in acquisition.slices if not piece.has_angles]
     if bare:
         msg = (
             f"the catalog knows no annotation of item '{bare[0]}', which would hold the incidence "
@@ -48,7 +67,8 @@ def annotations_of(acquisition: Acquisition | GrdAcquisition) -> list[tuple[str,
         )
         raise CatalogError(msg)
     return [
-        (piece.annotation, piece.annotation_access, piece.footprint) for piece in acquisition.slices
+        _Angles(piece.footprint, piece.read_incidence, piece.read_look)
+        for piece in acquisition.slices
     ]
 
 
@@ -89,23 +109,23 @@ def read_angles(
 
     lon, lat = np.meshgrid(*cell_lonlat(target))
     result = np.full((len(BANDS), *target.shape), np.nan, dtype=np.float32)
-    known = annotations_of(acquisition)
+    known = angles_of(acquisition)
     points = shapely.points(np.stack([lon.ravel(), lat.ravel()], axis=1))
-    distance = [shapely.distance(shapely.from_wkb(footprint), points) for _, _, footprint in known]
+    distance = [shapely.distance(shapely.from_wkb(x.footprint), points) for x in known]
     nearest = np.argmin(distance, axis=0).reshape(lon.shape)
     models = Elevations(dem, lonlat_bounds(target), on_error) if sloped else None
-    for number, (href, access, _) in enumerate(known):
+    for number, angles in enumerate(known):
         here = nearest == number
         if not here.any():
             continue
         try:
-            surface = read_incidence(href, access)
+            surface = angles.incidence()
             theta = surface(lon, lat)
             if models is None:
                 decibels: npt.NDArray[Any] = flat_decibels(theta)
                 beyond: npt.NDArray[Any] = np.zeros_like(theta)
             else:
-                decibels, beyond = Slopes(models, surface, read_look(href, access)).cells(target)
+                decibels, beyond = Slopes(models, surface, angles.look()).cells(target)
         except OSError:
             if on_error == "raise":
                 raise

@@ -86,6 +86,27 @@ class IncidenceSurface:
         design = _powers(x.ravel(), y.ravel(), self.degree)
         return np.asarray(design @ np.array(self.coefficients)).reshape(x.shape)
 
+    def on_grid(self, lon: Floats, lat: Floats) -> Floats:
+        """Evaluate the angle on meridians and parallels, which costs little.
+
+        Parameters
+        ----------
+        lon : (x,) ndarray
+        lat : (y,) ndarray
+            In degrees.
+
+        Returns
+        -------
+        (y, x) ndarray of float64
+            In degrees.
+        """
+        x = _wrapped(lon - self.centre[0]) / self.scale[0]
+        y = (lat - self.centre[1]) / self.scale[1]
+        table = np.zeros((self.degree + 1, self.degree + 1))
+        table[_exponents(self.degree)] = self.coefficients
+        along, down = (np.vander(v, self.degree + 1, increasing=True) for v in (x, y))
+        return np.asarray(down @ table.T @ along.T)
+
 
 def _wrapped(degrees: Floats) -> Floats:
     return (degrees + 180.0) % 360.0 - 180.0
@@ -97,8 +118,13 @@ def _middle(lon: Floats) -> float:
 
 
 def _powers(x: Floats, y: Floats, degree: int) -> Floats:
-    terms = [x**i * y**j for i in range(degree + 1) for j in range(degree + 1 - i)]
-    return np.stack(terms, axis=-1)
+    return np.stack([x**i * y**j for i, j in zip(*_exponents(degree), strict=True)], axis=-1)
+
+
+def _exponents(degree: int) -> tuple[list[int], list[int]]:
+    """Exponents of x and y in the order of the coefficients."""
+    pairs = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]
+    return [i for i, _ in pairs], [j for _, j in pairs]
 
 
 def annotation_href(measurement: str) -> str:

@@ -25,18 +25,16 @@ back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds
 from xsoilsm.sources.ground.elevation import Elevations, Lattice
-from xsoilsm.sources.ground.terrain import anchored, gradient, repeat_edges, spacing
-from xsoilsm.sources.pixels.mesh import mesh_lonlat, spread, to_plane
+from xsoilsm.sources.ground.terrain import anchored, repeat_edges, rise, spacing, widths
+from xsoilsm.sources.pixels.mesh import MESH, compiled, mesh_lonlat, spread, to_plane
 from xsoilsm.sources.pixels.reading import CellSums, Patch
 from xsoilsm.sources.sentinel1.annotation import IncidenceSurface
 
@@ -110,8 +108,8 @@ class Slopes:
     theta: IncidenceSurface
     look: IncidenceSurface
 
-    def decibels(self, patch: Patch) -> tuple[Floats, npt.NDArray[np.bool_] | None]:
-        """Decibels from gamma nought to sigma nought at the pixels of a window. Computes.
+    def factors(self, patch: Patch) -> tuple[Floats, npt.NDArray[np.bool_] | None]:
+        """Ratio of sigma nought to gamma nought at the pixels of a window. Computes.
 
         Reads the elevations around the window. Slopes follow at the model's own resolution
         (Horn 1981) and their factor is interpolated linearly. Where no model has a value, as on
@@ -123,7 +121,7 @@ class Slopes:
 
         Returns
         -------
-        decibels : (y, x) ndarray of float32
+        factor : (y, x) ndarray of float32
         beyond : (y, x) ndarray of bool or None
             Pixels in or near layover or shadow, see :data:`LIMITS`; None where there are none.
 
@@ -135,17 +133,17 @@ class Slopes:
         lon, lat = mesh_lonlat(patch)
         lattice = self._lattice()
         if lattice is None:
-            return spread(flat_decibels(self.theta(lon, lat)), patch), None
+            return spread(np.cos(np.deg2rad(self.theta(lon, lat))), patch), None
         x, y = to_plane("EPSG:4326", str(lattice.first.crs)).transform(lon, lat)
         row, column = lattice.place(np.asarray(x), np.asarray(y))
         top, left = int(np.floor(row.min())) - 1, int(np.floor(column.min())) - 1
         shape = int(np.ceil(row.max())) - top + 2, int(np.ceil(column.max())) - left + 2
         factor, beyond = self._at_posts(lattice, top, left, shape)
-        rows, columns = spread(row - top, patch), spread(column - left, patch)
-        decibels = _bilinear(factor, rows, columns)
+        places = row - top, column - left
+        found = _bilinear(factor, *places, patch)
         if not beyond.any():
-            return decibels, None
-        return decibels, _bilinear(beyond.astype(np.float32), rows, columns) >= 0.5
+            return found, None
+        return found, _bilinear(beyond.astype(np.float32), *places, patch) >= 0.5
 
     def cells(self, target: GeoBox) -> tuple[Floats, Floats]:
         """Mean of the decibels over the cells of a GeoBox. Computes.
@@ -185,7 +183,8 @@ class Slopes:
                 shape = min(BLOCK, rows - at_row), min(BLOCK, columns - at_column)
                 factor, beyond = self._at_posts(lattice, at_row, at_column, shape)
                 patch = anchored(lattice.geobox(at_row, at_column, shape))
-                sums.add(np.stack([factor, beyond.astype(np.float32)]), patch)
+                sums.add(factor[None], patch, slice(0, 1), transform="db")
+                sums.add(beyond[None].astype(np.float32), patch, slice(1, 2))
         mean, _ = sums.finish()
         return mean[0], mean[1]
 
@@ -196,51 +195,116 @@ class Slopes:
     def _at_posts(
         self, lattice: Lattice, top: int, left: int, shape: tuple[int, int]
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Decibels at the posts of an elevation model, and where they are beyond the limits."""
+        """Factor at the posts of an elevation model, and where it is beyond the limits."""
         window = anchored(lattice.geobox(top, left, shape))
         lon, lat = mesh_lonlat(window)
-        theta = spread(self.theta(lon, lat), window)
-        look = np.deg2rad(spread(self.look(lon, lat), window))
+        theta, look = np.deg2rad(self.theta(lon, lat)), np.deg2rad(self.look(lon, lat))
+        nodes = np.stack([np.sin(theta), np.tan(theta), np.sin(look), np.cos(look)])
         around = shape[0] + 2, shape[1] + 2
         heights, _ = self.models.heights(lattice, top - 1, left - 1, around)
         if self.models.failed and np.isnan(heights).any():
             msg = "a tile of the elevation model could not be read; slopes are unknown there"
             raise OSError(msg)
-        east, north = gradient(repeat_edges(heights), *spacing(window.geobox))
-        rise = np.nan_to_num(np.sin(look) * east + np.cos(look) * north)
-        factor, beyond = slope_factor(theta, rise)
-        return (10.0 * np.log10(factor)).astype(np.float32), beyond
+        dx, dy = spacing(window.geobox)
+        factor, beyond = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.bool_)
+        first = window.row % MESH, window.column % MESH
+        _post_factors(repeat_edges(heights), widths(dx, shape[0]), dy, nodes, first, factor, beyond)
+        return factor, beyond
 
 
-def _bilinear(field: Floats, rows: Floats, columns: Floats) -> Floats:
-    """Interpolate a field linearly at rows and columns; beyond its edge the edge holds."""
-    result = np.empty(rows.shape, dtype=np.float32)
-    _interpolate(np.ascontiguousarray(field, dtype=np.float32), rows, columns, result)
+_LOW, _HIGH = (float(np.tan(np.deg2rad(limit))) for limit in LIMITS)
+
+
+@compiled
+def _post_factors(
+    heights: Any,
+    dx: Any,
+    dy: float,
+    nodes: Any,
+    first: tuple[int, int],
+    factor: Any,
+    beyond: Any,
+) -> None:
+    """Take :func:`slope_factor` at posts, by ``tan(theta - a) = (t - r) / (1 + r t)``.
+
+    `nodes` holds sine and tangent of theta, and sine and cosine of the look, on the mesh.
+    """
+    height, width = factor.shape
+    left, step = np.empty(4), np.empty(4)
+    for i in range(height):
+        node = (first[0] + i) // MESH
+        share = ((first[0] + i) % MESH) / MESH
+        begin = 0
+        for k in range(nodes.shape[2] - 1):
+            end = min((k + 1) * MESH - first[1], width)
+            for n in range(4):
+                a = nodes[n, node, k] * (1 - share) + nodes[n, node + 1, k] * share
+                b = nodes[n, node, k + 1] * (1 - share) + nodes[n, node + 1, k + 1] * share
+                step[n] = (b - a) / MESH
+                left[n] = a - step[n] * (k * MESH - first[1])
+            for j in range(begin, end):
+                east, north = rise(heights, i, j, dx[i], dy)
+                r = (left[2] + step[2] * j) * east + (left[3] + step[3] * j) * north
+                if np.isnan(r):
+                    r = 0.0
+                t = left[1] + step[1] * j
+                # Sine and cosine of the local angle but for a common factor above zero.
+                up, along = t - r, 1.0 + r * t
+                low, high = up < _LOW * along, up > _HIGH * along
+                if along <= 0.0:
+                    low, high = False, True
+                local = _LOW if low else (_HIGH if high else up / along)
+                factor[i, j] = (left[0] + step[0] * j) / local
+                beyond[i, j] = low or high
+            begin = end
+
+
+def _bilinear(field: Floats, rows: Float64, columns: Float64, patch: Patch) -> Floats:
+    """Interpolate a field linearly at the pixels of a window; beyond its edge the edge holds.
+
+    `rows` and `columns` are places in the field at the points of the window's mesh.
+    """
+    result = np.empty(patch.geobox.shape, dtype=np.float32)
+    _interpolate(
+        np.ascontiguousarray(field, dtype=np.float32),
+        rows.astype(np.float32),
+        columns.astype(np.float32),
+        patch.row % MESH,
+        patch.column % MESH,
+        result,
+    )
     return result
 
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _compiled(function: _Function) -> _Function:
-    """Compile without the interpreter's lock, cached on disk where a folder is writable."""
-    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return cast(_Function, numba.njit(cache=True, **settings)(function))
-    except RuntimeError:  # numba found no writable cache folder
-        return cast(_Function, numba.njit(**settings)(function))
-
-
-@_compiled
-def _interpolate(field: Floats, rows: Floats, columns: Floats, result: Floats) -> None:
-    height, width = rows.shape
-    last_row, last_column = field.shape[0] - 1, field.shape[1] - 1
+@compiled
+def _interpolate(
+    field: Floats, rows: Floats, columns: Floats, first_row: int, first_column: int, result: Floats
+) -> None:
+    height, width = result.shape
+    last_row, last_column = np.float32(field.shape[0] - 1), np.float32(field.shape[1] - 1)
+    size = np.float32(MESH)
     for i in range(height):
-        for j in range(width):
-            row = min(max(rows[i, j], np.float32(0)), np.float32(last_row))
-            column = min(max(columns[i, j], np.float32(0)), np.float32(last_column))
-            top, left = min(int(row), last_row - 1), min(int(column), last_column - 1)
-            down, right = row - np.float32(top), column - np.float32(left)
-            upper = field[top, left] + right * (field[top, left + 1] - field[top, left])
-            lower = field[top + 1, left] + right * (field[top + 1, left + 1] - field[top + 1, left])
-            result[i, j] = upper + down * (lower - upper)
+        node = (first_row + i) // MESH
+        share = np.float32((first_row + i) % MESH) / size
+        begin = 0
+        for k in range(rows.shape[1] - 1):
+            end = min((k + 1) * MESH - first_column, width)
+            row0 = rows[node, k] + share * (rows[node + 1, k] - rows[node, k])
+            row1 = rows[node, k + 1] + share * (rows[node + 1, k + 1] - rows[node, k + 1])
+            column0 = columns[node, k] + share * (columns[node + 1, k] - columns[node, k])
+            column1 = columns[node, k + 1] + share * (
+                columns[node + 1, k + 1] - columns[node, k + 1]
+            )
+            for j in range(begin, end):
+                along = np.float32(j + first_column - k * MESH) / size
+                row = min(max(row0 + along * (row1 - row0), np.float32(0)), last_row)
+                column = min(max(column0 + along * (column1 - column0), np.float32(0)), last_column)
+                top = min(int(row), field.shape[0] - 2)
+                left = min(int(column), field.shape[1] - 2)
+                down, right = row - np.float32(top), column - np.float32(left)
+                upper = field[top, left] + right * (field[top, left + 1] - field[top, left])
+                lower = field[top + 1, left] + right * (
+                    field[top + 1, left + 1] - field[top + 1, left]
+                )
+                result[i, j] = upper + down * (lower - upper)
+            begin = end

@@ -109,6 +109,8 @@ class GrdAcquisition:
         Power between pixels, or native pixels as they are.
     sigma0_from : {"grd"}
         How sigma nought is obtained.
+    incidence_from : {"annotation"}
+        Where the incidence angle comes from.
     """
 
     time: np.datetime64
@@ -120,6 +122,7 @@ class GrdAcquisition:
     heights: HeightSource
     resampling: Literal["bilinear", "nearest"] = "bilinear"
     sigma0_from: str = "grd"
+    incidence_from: str = "annotation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +245,7 @@ def read_grd_acquisition(
     angle = np.zeros(target.shape)
     failed = np.zeros(target.shape, dtype=bool)
     bounds = lonlat_bounds(target)
-    lon, lat = np.meshgrid(*cell_lonlat(target))
+    lon, lat = cell_lonlat(target)
     for piece in acquisition.slices:
         if not overlaps(piece.footprint, bounds, margin=0.01):
             continue
@@ -255,7 +258,7 @@ def read_grd_acquisition(
                 raise
             failed |= _touched(piece.footprint, target)
             continue
-        angle += (sums.count - before) * reader.product.incidence(lon, lat)
+        angle += (sums.count - before) * reader.product.incidence.on_grid(lon, lat)
     spacing = spacing_of(cells, acquisition.resampling)
     samples = np.zeros(target.shape)
     for lattice in lattices_of(cells, rows, columns, spacing):

@@ -9,7 +9,7 @@ are needed, not only those of the region.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date
 from typing import TYPE_CHECKING
 
 from xsoilsm.catalog import Catalog, CatalogError, Segment
@@ -19,13 +19,12 @@ from xsoilsm.sources.access.search import (
     Bounds,
     find_items,
     footprint_of,
-    item_span,
     overlaps,
     utc_naive,
 )
 from xsoilsm.sources.ground.elevation import DemTile, find_dem
 from xsoilsm.sources.pixels.reading import Raster
-from xsoilsm.sources.sentinel1.acquisitions import Excluded, passes_of, reason_to_exclude
+from xsoilsm.sources.sentinel1.acquisitions import Excluded, overpass_of, passes_of, sift
 from xsoilsm.sources.sentinel1.grd import GrdAcquisition, GrdSlice, calibration_hrefs
 from xsoilsm.sources.sentinel1.heights import HeightSource, height_source
 
@@ -69,14 +68,8 @@ def find_grd_acquisitions(
         msg = f"source of kind '{source.kind}' is not Sentinel-1 GRD"
         raise CatalogError(msg)
     service = catalog.service_of(source)
-    excluded: list[Excluded] = []
-    kept: list[pystac.Item] = []
-    for item in find_items(service, source.collection, bounds, segment.start, segment.end):
-        reason = reason_to_exclude(item, source)
-        if reason:
-            excluded.append(Excluded(item.id, reason))
-        else:
-            kept.append(item)
+    items = find_items(service, source.collection, bounds, segment.start, segment.end)
+    kept, excluded = sift(items, source)
     if not kept:
         return [], excluded
     heights = _heights(catalog, bounds, [footprint_of(item) for item in kept])
@@ -117,9 +110,7 @@ def _acquisition(
     import shapely
 
     first = items[0]
-    begins = [item_span(item) for item in items]
-    middles = [(begin + (finish - begin) / 2).timestamp() for begin, finish in begins]
-    when = datetime.fromtimestamp(sum(middles) / len(middles), tz=begins[0][0].tzinfo)
+    when = overpass_of(items)
     relative = first.properties.get("sat:relative_orbit")
     if relative is None:
         msg = f"item '{first.id}' has no sat:relative_orbit"

@@ -8,8 +8,8 @@ annotation to 1e-6 degrees.
 A satellite comes back to a relative orbit within 200 m, which is 0.01 degrees, so the angle of a
 place is the same on every pass of a track. A track is cut into segments of `SEGMENT` seconds
 after the ascending node; for each a polynomial in longitude and latitude and the change with
-height are computed once from the orbit of any annotation that sees the segment, and kept on
-disk. Relief matters: 1000 m change the angle by 0.04 degrees.
+height are computed from the orbit of any annotation that sees the segment, with the direction of
+look. Relief matters: 1000 m change the angle by 0.04 degrees.
 
 Against the real annotation, at all points of its grid: the surfaces are within 0.004 degrees with
 the points' own heights (0-1153 m), and within 0.033 (0.012 rms) with the mean height.
@@ -17,22 +17,13 @@ the points' own heights (0-1153 m), and within 0.033 (0.012 rms) with the mean h
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from pyproj import Transformer
 
-from xsoilsm.catalog import cache_dir
-from xsoilsm.sources.access.links import Access, read_bytes
-from xsoilsm.sources.access.search import Bounds
 from xsoilsm.sources.sentinel1.annotation import IncidenceSurface
 from xsoilsm.sources.sentinel1.geocode import GeolocationGrid, seconds_since
 
@@ -42,17 +33,11 @@ __all__ = [
     "TrackIncidence",
     "TrackSurface",
     "incidence_angle",
-    "read_track",
-    "track_incidence",
     "track_surfaces",
-    "write_track",
 ]
 
 SEGMENT = 15.0
 """Length of a segment of a track in s; the ground track is some 100 km long."""
-
-FORMAT = 1
-"""Raised whenever files of another format would be misread."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -237,6 +222,9 @@ class TrackSurface:
         Mean height in m of the annotation's points, used where none is given.
     outline : tuple of (float, float)
         Longitude and latitude of the segment's outline.
+    look : IncidenceSurface
+        Azimuth of the look on the ground in degrees, clockwise from north, within half a turn of
+        its mean.
     """
 
     segment: int
@@ -244,6 +232,7 @@ class TrackSurface:
     per_metre: float
     height: float
     outline: tuple[tuple[float, float], ...]
+    look: IncidenceSurface
 
     def holds(self, lon: Floats, lat: Floats) -> npt.NDArray[np.bool_]:
         """Whether points lie on the segment."""
@@ -302,6 +291,15 @@ class TrackIncidence:
                 angle[here] = surface(lon[here], lat[here], above)
         return angle
 
+    def look(self, lon: npt.ArrayLike, lat: npt.ArrayLike) -> Floats:
+        """Azimuth of the look at points in degrees; NaN on segments that are not known."""
+        lon, lat = np.asarray(lon, dtype=np.float64), np.asarray(lat, dtype=np.float64)
+        azimuth = np.full(lon.shape, np.nan)
+        for surface in self.surfaces:
+            here = np.isnan(azimuth) & surface.holds(lon, lat)
+            azimuth[here] = surface.look(lon[here], lat[here])
+        return azimuth
+
 
 def track_surfaces(root: ET.Element) -> list[TrackSurface]:
     """Make the surfaces of all segments that a product sees. Computes.
@@ -349,152 +347,18 @@ def track_surfaces(root: ET.Element) -> list[TrackSurface]:
                 float((high - low).mean() / _HEIGHT),
                 height,
                 tuple(outline),
+                _look(lon, lat),
             )
         )
     return found
 
 
-def _folder(relative_orbit: int, orbit_state: str) -> Path:
-    return cache_dir() / "incidence" / f"{orbit_state}-{relative_orbit:03d}"
-
-
-def write_track(
-    relative_orbit: int, orbit_state: str, surfaces: Sequence[TrackSurface]
-) -> list[Path]:
-    """Keep surfaces on disk, each in a file of its own that appears whole or not at all.
-
-    Parameters
-    ----------
-    relative_orbit : int
-    orbit_state : {"ascending", "descending"}
-    surfaces : sequence of TrackSurface
-
-    Returns
-    -------
-    list of Path
-    """
-    folder = _folder(relative_orbit, orbit_state)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for surface in surfaces:
-        content: dict[str, Any] = {
-            "format": FORMAT,
-            "relative_orbit": relative_orbit,
-            "orbit_state": orbit_state,
-            "segment_s": SEGMENT,
-            **asdict(surface),
-        }
-        path = folder / f"{surface.segment:03d}.json"
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=folder)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file)
-            Path(name).replace(path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
-        written.append(path)
-    return written
-
-
-def read_track(relative_orbit: int, orbit_state: str) -> TrackIncidence:
-    """Read what is kept of a track. Computes: reads small files.
-
-    Parameters
-    ----------
-    relative_orbit : int
-    orbit_state : {"ascending", "descending"}
-
-    Returns
-    -------
-    TrackIncidence
-        Of the segments that are kept; files that cannot be understood are left out, so that
-        they are made anew.
-    """
-    found = []
-    for path in sorted(_folder(relative_orbit, orbit_state).glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT or content["segment_s"] != SEGMENT:
-                continue
-            surface = content["surface"]
-            found.append(
-                TrackSurface(
-                    int(content["segment"]),
-                    IncidenceSurface(
-                        tuple(surface["centre"]),
-                        tuple(surface["scale"]),
-                        int(surface["degree"]),
-                        tuple(surface["coefficients"]),
-                    ),
-                    float(content["per_metre"]),
-                    float(content["height"]),
-                    tuple((float(x), float(y)) for x, y in content["outline"]),
-                )
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return TrackIncidence(tuple(found))
-
-
-def track_incidence(
-    relative_orbit: int,
-    orbit_state: str,
-    bounds: Bounds,
-    footprint: bytes,
-    annotation: tuple[str, Access] | None = None,
-) -> TrackIncidence:
-    """Give the angle on a track, from disk where it is known there.
-
-    Computes: reads small files, and the annotation of a slice only where its segments are not
-    known yet; these are then kept.
-
-    Parameters
-    ----------
-    relative_orbit : int
-    orbit_state : {"ascending", "descending"}
-    bounds : (west, south, east, north)
-        In degrees, where the angle is wanted.
-    footprint : bytes
-        WKB in lon/lat of the slice; beyond it nothing is wanted.
-    annotation : (str, Access), optional
-        Unsigned link of the slice's annotation, and how it is read.
-
-    Returns
-    -------
-    TrackIncidence
-
-    Raises
-    ------
-    OSError
-        When segments are not known and there is no annotation, or it cannot be read.
-    """
-    known = read_track(relative_orbit, orbit_state)
-    if _missing(known, bounds, footprint) == 0:
-        return known
-    if annotation is None:
-        msg = (
-            f"the incidence angle on the {orbit_state} relative orbit {relative_orbit} at {bounds} "
-            "is not known yet; load an acquisition of that track with its annotation once"
-        )
-        raise OSError(msg)
-    href, access = annotation
-    try:
-        made = track_surfaces(ET.fromstring(read_bytes(href, access)))
-    except ET.ParseError as error:
-        msg = f"{href} is not a Sentinel-1 annotation: {error}"
-        raise OSError(msg) from error
-    have = {surface.segment for surface in known.surfaces}
-    new = [surface for surface in made if surface.segment not in have]
-    write_track(relative_orbit, orbit_state, new)
-    return TrackIncidence((*known.surfaces, *new))
-
-
-def _missing(track: TrackIncidence, bounds: Bounds, footprint: bytes) -> int:
-    """Count the probes inside bounds and footprint at which the angle is not known."""
-    import shapely
-
-    west, south, east, north = bounds
-    lon, lat = np.meshgrid(np.linspace(west, east, 9), np.linspace(south, north, 9))
-    wanted = shapely.contains_xy(shapely.from_wkb(footprint).buffer(-0.02), lon, lat)
-    return int(np.isnan(track(lon[wanted], lat[wanted])).sum())
+def _look(lon: Floats, lat: Floats) -> IncidenceSurface:
+    """Azimuth from near to far range on a mesh (time, slant range) of ground points."""
+    middle = np.deg2rad((lat[:, 1:] + lat[:, :-1]) / 2)
+    across = _around(lon[:, 1:] - lon[:, :-1])
+    azimuth = np.rad2deg(np.arctan2(across * np.cos(middle), lat[:, 1:] - lat[:, :-1]))
+    first = float(azimuth[0, 0])
+    azimuth = first + _around(azimuth - first)
+    at = lon[:, :-1] + across / 2
+    return IncidenceSurface.fit(at.ravel(), np.rad2deg(middle).ravel(), azimuth.ravel())

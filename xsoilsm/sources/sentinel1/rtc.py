@@ -2,7 +2,8 @@
 
 Native gamma nought becomes sigma nought in the form that the catalog names (see
 :mod:`xsoilsm.sources.sentinel1.flattening`), sigma nought becomes dB, and only then the area mean
-is taken, as in the data that the networks were trained with.
+is taken, as in the data that the networks were trained with. The incidence angle is that at the
+middle of a cell, or the mean of a layer where the source has one on its pixels.
 
 Numbers that are not above zero are no data and never enter a mean; nor does the outer border of
 old passes, where the catalog names its width (see :mod:`xsoilsm.sources.sentinel1.border`).
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from xsoilsm.cube import SourceFlag
 from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds, overlaps
 from xsoilsm.sources.ground.elevation import DemTile, Elevations
-from xsoilsm.sources.pixels.mesh import mesh_lonlat, spread
+from xsoilsm.sources.pixels.mesh import mesh_lonlat, scale_by_mesh, spread
 from xsoilsm.sources.pixels.reading import (
     CellSums,
     NativeReader,
@@ -31,9 +32,10 @@ from xsoilsm.sources.sentinel1.acquisitions import (
     Acquisition,
     Slice,
 )
-from xsoilsm.sources.sentinel1.annotation import IncidenceSurface, read_incidence, read_look
+from xsoilsm.sources.sentinel1.annotation import IncidenceSurface
 from xsoilsm.sources.sentinel1.border import Border, erosion
-from xsoilsm.sources.sentinel1.flattening import Slopes, flat_decibels
+from xsoilsm.sources.sentinel1.flattening import Slopes
+from xsoilsm.sources.sentinel1.seams import Seams
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -91,11 +93,12 @@ def read_acquisition(
     marks = _Marks(target)
     bounds = lonlat_bounds(target)
     models = Elevations(dem, bounds, on_error) if dem else None
-    for piece in acquisition.slices:
-        if not overlaps(piece.footprint, bounds, margin=0.01):
-            continue
+    near = [x for x in acquisition.slices if overlaps(x.footprint, bounds, margin=0.01)]
+    seams = Seams([piece.footprint for piece in near])
+    for piece in near:
+        seams.begin()
         try:
-            _Reader(acquisition, piece, models, on_error).add_to(sums, marks)
+            _Reader(acquisition, piece, models, on_error).add_to(sums, marks, seams)
         except OSError:
             if on_error == "raise":
                 raise
@@ -119,13 +122,15 @@ class _Reader:
     models: Elevations | None
     on_error: str
 
-    def add_to(self, sums: CellSums, marks: _Marks) -> None:
-        """Add the slice to the sums and marks of its cells."""
+    def add_to(self, sums: CellSums, marks: _Marks, seams: Seams) -> None:
+        """Add what no earlier slice holds to the sums and marks of the cells."""
         piece = self.piece
         roles = {"area": piece.area, "incidence": piece.incidence, "mask": piece.mask}
         layers = {role: layer for role, layer in roles.items() if layer is not None}
         rasters = piece.vv, piece.vh, *(layer.raster for layer in layers.values())
         convert, border = self._conversion(), self._border()
+        before = sums.weight(0)
+        room = np.empty(0, dtype=np.float32)  # used again and again: new memory costs time
         with NativeReader(rasters) as reader:
             fills = {piece.nodata, *reader.nodata[:2]} - {None}
             declared = dict(zip(layers, reader.nodata[2:], strict=True))
@@ -137,13 +142,20 @@ class _Reader:
                         for (role, layer), stored in zip(layers.items(), others, strict=True)
                     }
                     valid = (vv > 0) & (vh > 0)
-                    converted = convert(patch, physical) if valid.any() else None
+                    held = seams.held(patch)
+                    if held is not None:
+                        valid &= ~held
+                    if room.size < 2 * valid.size:
+                        room = np.empty(2 * valid.size, dtype=np.float32)
+                    sigma0 = room[: 2 * valid.size].reshape(2, *valid.shape)
+                    some = bool(valid.any())
+                    beyond = convert(patch, (vv, vh), valid, physical, sigma0) if some else None
                 except OSError:
                     if self.on_error == "raise":
                         raise
                     marks.add("failed", np.ones(patch.geobox.shape, dtype=bool), patch)
                     continue
-                if 0 not in fills:
+                if 0 not in fills and not valid.all():
                     marks.add("zero", (vv == 0) | (vh == 0), patch)
                 if outermost is not None:
                     marks.add("border", valid & outermost, patch)
@@ -151,23 +163,31 @@ class _Reader:
                 if "mask" in physical:
                     masked = ~np.isin(physical["mask"], self.acquisition.mask_valid)
                     marks.add("masked", masked & ~np.isnan(physical["mask"]) & valid, patch)
-                if converted is not None:
-                    theta, decibels, beyond = converted
+                if some:
                     # An area or angle that is missing leaves nothing to convert with.
-                    valid &= np.isfinite(decibels)
+                    if physical:
+                        valid &= np.isfinite(sigma0[0])
+                    if outermost is not None:
+                        sigma0[:, outermost] = 0
                     if beyond is not None:
                         marks.add("masked", beyond & valid, patch)
-                    sums.add(_to_decibels((vv, vh), valid, theta, decibels), patch)
+                    sums.add(sigma0, patch, slice(0, 2), transform="db")
+                    if "incidence" in physical:
+                        theta = np.where(valid, physical["incidence"], np.float32(np.nan))
+                        sums.add(theta[None], patch, slice(2, 3))
+                    seams.keep(patch, valid)
+        if piece.incidence is None:
+            share = sums.weight(0) - before
+            sums.add_cells(2, convert.angles(sums.target), share)
 
     def _conversion(self) -> _Conversion:
         piece = self.piece
-        if not piece.annotation:
+        if not piece.has_angles:
             return _Conversion(None, None)
-        surface = read_incidence(piece.annotation, piece.annotation_access)
+        surface = piece.read_incidence()
         if self.acquisition.sigma0_from != "rtc-slope" or self.models is None:
             return _Conversion(surface, None)
-        look = read_look(piece.annotation, piece.annotation_access)
-        return _Conversion(surface, Slopes(self.models, surface, look))
+        return _Conversion(surface, Slopes(self.models, surface, piece.read_look()))
 
     def _border(self) -> Border | None:
         if not self.acquisition.border_pixels:
@@ -204,19 +224,6 @@ def _read_window(
     return [values[inner] for values in bands], near
 
 
-def _to_decibels(
-    powers: tuple[Floats, Floats], valid: Bools, theta: Floats, decibels: Floats
-) -> Floats:
-    """Sigma nought VV and VH in dB and the angle, NaN where not valid."""
-    values = np.full((3, *valid.shape), np.nan, dtype=np.float32)
-    for band, power in enumerate(powers):
-        np.log10(power, out=values[band], where=valid)
-        values[band] *= 10.0
-        values[band] += decibels
-    np.copyto(values[2], theta, where=valid)
-    return values
-
-
 @dataclass(frozen=True)
 class _Conversion:
     """What leads from gamma nought to sigma nought at the pixels of a window.
@@ -233,22 +240,48 @@ class _Conversion:
     slopes: Slopes | None
 
     def __call__(
-        self, patch: Patch, layers: dict[str, Floats]
-    ) -> tuple[Floats, Floats, Bools | None]:
-        """Angle in degrees, decibels to add, and pixels in or near layover or shadow."""
-        mesh = None if self.surface is None else self.surface(*mesh_lonlat(patch))
-        theta = layers["incidence"] if mesh is None else spread(mesh, patch)
-        theta = layers.get("incidence", theta)
+        self,
+        patch: Patch,
+        powers: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        valid: Bools,
+        layers: dict[str, Floats],
+        sigma0: Floats,
+    ) -> Bools | None:
+        """Fill in sigma nought as power; return pixels in or near layover or shadow.
+
+        Pixels that are not valid are 0, and NaN where a layer leaves nothing to convert with.
+        """
+        beyond = None
+        if self.slopes is None and not layers.keys() & {"area", "incidence"}:
+            factors = np.cos(np.deg2rad(self.angle_at(*mesh_lonlat(patch))))
+            for band, power in zip(sigma0, powers, strict=True):
+                scale_by_mesh(power, valid, factors, patch, band)
+            return None
         if self.slopes is not None:
-            decibels, beyond = self.slopes.decibels(patch)
-            return theta, decibels, beyond
-        if "area" in layers:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                exact = 10.0 * np.log10(layers["area"] * np.sin(np.deg2rad(theta)))
-            return theta, exact.astype(np.float32), None
-        if mesh is not None and "incidence" not in layers:
-            return theta, spread(flat_decibels(mesh), patch), None
-        return theta, flat_decibels(theta).astype(np.float32), None
+            factor, beyond = self.slopes.factors(patch)
+        else:
+            theta = layers.get("incidence")
+            if theta is None:
+                theta = spread(self.angle_at(*mesh_lonlat(patch)), patch)
+            angle = np.deg2rad(theta)
+            factor = layers["area"] * np.sin(angle) if "area" in layers else np.cos(angle)
+            factor = np.where(factor > 0, factor, np.float32(np.nan))
+        for band, power in zip(sigma0, powers, strict=True):
+            np.multiply(power, factor, out=band, casting="same_kind")
+            band[~valid] = 0
+        return beyond
+
+    def angle_at(
+        self, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """Incidence angle in degrees at points; NaN where only the pixels know it."""
+        return np.full(lon.shape, np.nan) if self.surface is None else self.surface(lon, lat)
+
+    def angles(self, target: GeoBox) -> npt.NDArray[np.float64]:
+        """Incidence angle in degrees at the middle of each cell."""
+        if self.surface is None:
+            return np.full(target.shape, np.nan)
+        return self.surface.on_grid(*cell_lonlat(target))
 
 
 class _Marks:

@@ -25,7 +25,10 @@ __all__ = ["Series", "find_series"]
 
 @dataclass
 class Series:
-    """NDVI and weather as arrays (period, y, x), with the items and sources behind them."""
+    """NDVI and weather as arrays (period, y, x), with the items and sources behind them.
+
+    ``weather_failed`` (y, x) is above zero where a store could not be read.
+    """
 
     data: dict[str, da.Array]
     items: dict[str, list[str]]
@@ -147,6 +150,15 @@ def _add_weather(
     for k, name in enumerate(era5.BANDS):
         part.data[name] = band(stack, k)
         part.items[name] = [store.id for store in found if store.name == name]
+    failed = from_blocks(
+        weather.mark_failed,
+        request.geobox,
+        request.chunks,
+        bands=1,
+        source=source,
+        label="era5-failed",
+    )
+    part.data["weather_failed"] = band(failed, 0)
     if any(store.fill_within for store in found):
         filled = from_blocks(
             weather.regrid_filled,

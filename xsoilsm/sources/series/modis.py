@@ -12,8 +12,12 @@ Source: MOD13 user guide, collection 6.1 (Didan and Munoz 2019), scale 0.0001, f
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +64,9 @@ FILLED_AFTER_FAILURE = 2
 
 BLOCK = 512
 """Longest side in native pixels of a window."""
+
+READERS = 4
+"""Composites of a chunk that are read at once over a network."""
 
 BATCH = 16_000_000
 """Pixels that are held before they are brought to the target."""
@@ -246,10 +253,10 @@ def read_ndvi(
     near = [c for c in composites if overlaps(c.footprint, bounds, margin=0.01)]
     for tile in sorted({composite.tile for composite in near}):
         batch = _Batch(sums)
-        for composite in (c for c in near if c.tile == tile):
+        for composite, read in _side_by_side([c for c in near if c.tile == tile], target):
             index = int(np.searchsorted(starts, composite.start))
             try:
-                batch.read(composite, index)
+                batch.add(*read(), index)
             except OSError:
                 if on_error == "raise":
                     raise
@@ -269,6 +276,45 @@ def _values(composite: Composite, stored: list[npt.NDArray[Any]], declared: floa
     return values
 
 
+_Windows = tuple["GeoBox", list[Patch], list[Floats]]
+"""Grid of a composite, and its windows with their values."""
+
+
+def _read(composite: Composite, target: GeoBox) -> _Windows:
+    """Read the windows of a composite that a GeoBox needs."""
+    with NativeReader(composite.rasters) as reader:
+        patches = list(native_windows(reader.geobox, target, BLOCK))
+        values = [_values(composite, reader.read(p), reader.nodata[0]) for p in patches]
+        return reader.geobox, patches, values
+
+
+def _side_by_side(
+    composites: list[Composite], target: GeoBox
+) -> Iterator[tuple[Composite, Callable[[], _Windows]]]:
+    """Read composites, several at once where they come over a network.
+
+    Requests take much longer than pixels there, and a year is 46 files. Yields in order; the
+    function gives what was read, or raises.
+    """
+    if not any("://" in c.raster.href for c in composites):
+        for composite in composites:
+            yield composite, partial(_read, composite, target)
+        return
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="xsoilsm-ndvi")
+    waiting: deque[tuple[Composite, Future[_Windows]]] = deque()
+    try:
+        for composite in composites:
+            waiting.append((composite, pool.submit(_read, composite, target)))
+            if len(waiting) >= READERS:
+                first, future = waiting.popleft()
+                yield first, future.result
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an error does not wait for the others
+
+
 class _Batch:
     """Composites of one tile that are read first and brought to the target together.
 
@@ -280,18 +326,12 @@ class _Batch:
         self._geobox: GeoBox | None = None
         self._windows: list[tuple[Patch, dict[int, Floats]]] = []
 
-    def read(self, composite: Composite, index: int) -> None:
-        """Read a composite as period `index`; bring the batch to the target when it is full."""
-        with NativeReader(composite.rasters) as reader:
-            if reader.geobox != self._geobox:
-                self.flush()
-                self._geobox = reader.geobox
-                patches = native_windows(reader.geobox, self._sums.target, BLOCK)
-                self._windows = [(patch, {}) for patch in patches]
-            fresh = [
-                _values(composite, reader.read(patch), reader.nodata[0])
-                for patch, _ in self._windows
-            ]
+    def add(self, geobox: GeoBox, patches: list[Patch], fresh: list[Floats], index: int) -> None:
+        """Add a composite as period `index`; bring the batch to the target when it is full."""
+        if geobox != self._geobox:
+            self.flush()
+            self._geobox = geobox
+            self._windows = [(patch, {}) for patch in patches]
         for (_, rows), values in zip(self._windows, fresh, strict=True):
             rows[index] = values
         if sum(v.size for _, rows in self._windows for v in rows.values()) > BATCH:

@@ -24,7 +24,14 @@ from xsoilsm.sources.pixels.reading import CellSums, Patch
 from xsoilsm.sources.series.era5 import BANDS
 from xsoilsm.sources.series.stores import EARTH_RADIUS, HOURS, DailySums
 
-__all__ = ["NativePart", "NativeWeather", "combine", "regrid_filled", "regrid_weather"]
+__all__ = [
+    "NativePart",
+    "NativeWeather",
+    "combine",
+    "mark_failed",
+    "regrid_filled",
+    "regrid_weather",
+]
 
 _BATCH = 46  # periods that are brought to a GeoBox at once
 
@@ -65,10 +72,13 @@ class NativeWeather:
     parts : tuple of tuple of NativePart
         For each of :data:`~xsoilsm.sources.series.era5.BANDS` one part a grid; none where not a
         single store could be read.
+    failed : bool
+        Whether a store could not be read: periods are missing, or of fewer days.
     """
 
     count: int
     parts: tuple[tuple[NativePart, ...], ...]
+    failed: bool = False
 
 
 def combine(
@@ -94,7 +104,8 @@ def combine(
         tuple(_part(group, starts, daily_mean=name == "air_temperature") for group in _grids(sums))
         for name, sums in zip(BANDS, (temperature, precipitation), strict=True)
     )
-    return NativeWeather(starts.size, parts)
+    failed = any(part is None for part in (*temperature, *precipitation))
+    return NativeWeather(starts.size, parts, failed)
 
 
 def _grids(sums: Sequence[DailySums | None]) -> list[list[DailySums]]:
@@ -228,6 +239,17 @@ def _blend(result: Floats, weight: Floats, fresh: Floats, days: npt.NDArray[np.i
     step = np.where(weight > share, fresh - result, 0) * share / np.where(valid, weight, 1)
     np.copyto(result, fresh, where=valid & (weight == share))
     np.add(result, step, out=result, where=valid & (weight > share))
+
+
+def mark_failed(native: NativeWeather, target: GeoBox) -> Floats:
+    """Say whether a store could not be read, which concerns all cells alike.
+
+    Returns
+    -------
+    (1, y, x) ndarray of float32
+        0 or 1.
+    """
+    return np.full((1, *target.shape), np.float32(native.failed))
 
 
 def regrid_filled(native: NativeWeather, target: GeoBox) -> Floats:
