@@ -157,11 +157,14 @@ def test_source_coverage_and_clipping_reach_the_flags():
         (QualityFlag.LOW_COVERAGE, (1, 2, 2)),
         (QualityFlag.READ_FAILED, (0, 0, 1)),
         (QualityFlag.NO_SCENE, (0, 0, 2)),
-        (QualityFlag.STEEP_SLOPE, (1, 1, 1)),
         (QualityFlag.LAYOVER_SHADOW, (1, 1, 2)),
     ):
         assert has(result, flag).sum() == 1
         assert has(result, flag)[where]
+    steep = has(result, QualityFlag.STEEP_SLOPE)  # by the cell's slope, and by the loader's word
+    assert steep[:, 4, 4].all()
+    assert steep[1, 1, 1]
+    assert steep.sum() == 4
     clipped = has(result, QualityFlag.INPUTS_CLIPPED)
     assert clipped[:, 4, 4].all()
     assert clipped.sum() == 3

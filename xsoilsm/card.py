@@ -122,6 +122,10 @@ class Training(_Model):
         Digest of the ensemble from which training started.
     settings : dict
         Loss, optimiser, learning rate and the like.
+    data : dict of str to str
+        Digest of each set of samples, for instance ``samples`` and ``coarse``.
+    metrics : dict of str to float
+        What was measured at the end of the training, in m3 m-3.
     """
 
     kind: Literal["coarse", "transfer", "benchmark", "adaptation"]
@@ -131,6 +135,8 @@ class Training(_Model):
     base: Sha256 | None = None
     validation: str = ""
     settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    data: dict[str, Sha256] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
     note: str = ""
 
 

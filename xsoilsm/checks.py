@@ -7,12 +7,10 @@ expected and what to do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import xarray as xr
 
 from xsoilsm import grid, periods
@@ -24,8 +22,17 @@ from xsoilsm.cube import (
     cube_geobox,
     is_sample_form,
 )
+from xsoilsm.quality import missing_inputs
+from xsoilsm.remarks import Violation, explain_result, violation_table
 
-__all__ = ["Violation", "assumptions", "check_cube", "find_violations", "violation_table"]
+__all__ = [
+    "Violation",
+    "assumptions",
+    "check_cube",
+    "find_violations",
+    "sigma0_forms",
+    "violation_table",
+]
 
 _SPELLINGS: dict[str, tuple[str, ...]] = {
     "dB": ("dB", "db", "decibel"),
@@ -36,27 +43,6 @@ _SPELLINGS: dict[str, tuple[str, ...]] = {
     "percent": ("percent", "%"),
     "g cm-3": ("g cm-3", "g/cm3", "g cm**-3", "g/cm^3", "g cm^-3"),
 }
-
-
-@dataclass(frozen=True)
-class Violation:
-    """One way in which a Dataset departs from the schema.
-
-    Parameters
-    ----------
-    variable : str
-        Name of the variable or coordinate, or ``"cube"``.
-    found, expected, remedy : str
-    """
-
-    variable: str
-    found: str
-    expected: str
-    remedy: str
-
-    def __str__(self) -> str:
-        """One line: what was found, what was expected, what to do."""
-        return f"`{self.variable}` {self.found}; expected {self.expected}; {self.remedy}"
 
 
 def check_cube(cube: xr.Dataset, *, averaging: str = "dB") -> None:
@@ -87,7 +73,8 @@ def check_cube(cube: xr.Dataset, *, averaging: str = "dB") -> None:
 def find_violations(cube: xr.Dataset, *, averaging: str = "dB") -> list[Violation]:
     """List every departure of a Dataset from the schema; empty for a valid cube.
 
-    Lazy: as for `check_cube`, which raises what this returns.
+    The result of a retrieval has no schema to break: its flags are explained instead, see
+    `xsoilsm.remarks.explain_result`. Lazy: as for `check_cube`, which raises what this returns.
 
     Parameters
     ----------
@@ -107,6 +94,8 @@ def find_violations(cube: xr.Dataset, *, averaging: str = "dB") -> list[Violatio
                 "make one with xsoilsm.load_cube",
             )
         ]
+    if "quality_flag" in cube and "sigma0_vv" not in cube:
+        return explain_result(cube)
     sample = is_sample_form(cube)
     violations: list[Violation] = []
     for variable in VARIABLES.values():
@@ -119,7 +108,7 @@ def find_violations(cube: xr.Dataset, *, averaging: str = "dB") -> list[Violatio
 
 
 def assumptions(cube: xr.Dataset) -> list[str]:
-    """Say what is taken for granted because a cube's attributes are silent on it.
+    """Say what is taken for granted, or left out, because a cube is silent on it.
 
     Lazy: reads nothing.
 
@@ -130,8 +119,14 @@ def assumptions(cube: xr.Dataset) -> list[str]:
     Returns
     -------
     list of str
-        Empty where `sigma0_from` and `averaging` are given.
+        Empty where `sigma0_from` and `averaging` are given and the optional variables are there
+        from which the quality flags are evaluated.
     """
+    idle = missing_inputs({str(name) for name in cube.data_vars})
+    silent = [
+        f"the quality flag '{flag}' is not evaluated, because the cube has no {inputs}"
+        for flag, inputs in idle.items()
+    ]
     taken = {"sigma0_from": "'given', sigma nought on the ellipsoid", "averaging": "dB"}
     return [
         f"`{name}` has no attribute '{attribute}'; it is taken as {value}"
@@ -139,14 +134,20 @@ def assumptions(cube: xr.Dataset) -> list[str]:
         if name in cube
         for attribute, value in taken.items()
         if attribute not in cube[name].attrs
-    ]
+    ] + silent
 
 
-def violation_table(violations: list[Violation]) -> pd.DataFrame:
-    """Put violations into a table with one row each."""
-    columns = ["variable", "found", "expected", "remedy"]
-    rows = [[getattr(v, c) for c in columns] for v in violations]
-    return pd.DataFrame(rows, columns=columns)
+def sigma0_forms(cube: xr.Dataset) -> set[str]:
+    """Ways in which a cube says that its sigma nought was obtained. Lazy: reads no variable."""
+    return _forms(cube["sigma0_vv"])
+
+
+def _forms(data: xr.DataArray) -> set[str]:
+    form = str(data.attrs.get("sigma0_from", "given"))
+    forms = set(form.split()) or {form}
+    if "sigma0_from" in data.coords:
+        forms |= set(np.unique(data["sigma0_from"].values).astype(str).tolist())
+    return forms
 
 
 def _missing(cube: xr.Dataset, variable: Variable, sample: bool) -> Violation:
@@ -306,10 +307,7 @@ def _value_violations(data: xr.DataArray, variable: Variable) -> Iterator[Violat
 def _sigma0_violations(
     data: xr.DataArray, variable: Variable, averaging: str
 ) -> Iterator[Violation]:
-    form = str(data.attrs.get("sigma0_from", "given"))
-    forms = set(form.split()) or {form}
-    if "sigma0_from" in data.coords:
-        forms |= set(np.unique(data["sigma0_from"].values).astype(str).tolist())
+    forms = _forms(data)
     named_gamma = "gamma" in str(data.attrs.get("long_name", "")).lower()
     if not forms <= set(SIGMA0_FORMS) or named_gamma:
         found = " ".join(sorted(forms))
@@ -378,8 +376,8 @@ def _crs_violations(cube: xr.Dataset) -> Iterator[Violation]:
 
 
 def _period_violations(cube: xr.Dataset) -> Iterator[Violation]:
-    starts = np.asarray(cube["period"].values)
-    times = np.asarray(cube["time"].values)
+    starts = np.atleast_1d(cube["period"].values)
+    times = np.atleast_1d(cube["time"].values)
     for name, values in (("period", starts), ("time", times)):
         if not np.issubdtype(values.dtype, np.datetime64):
             yield Violation(name, f"has dtype {values.dtype}", "datetime64", "convert to UTC")
