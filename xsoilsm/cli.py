@@ -241,6 +241,62 @@ def map_command(quiet: bool, **options: Any) -> None:
         click.echo(file)
 
 
+@main.command("train")
+@click.argument("samples", type=click.Path(exists=True, path_type=Path))
+@click.argument("name")
+@click.option(
+    "--kind",
+    type=click.Choice(["transfer", "coarse", "benchmark", "adaptation"]),
+    default="transfer",
+    show_default=True,
+)
+@click.option("--base", help="Ensemble to start from. [default: DenseSM-E, the published one]")
+@click.option("--coarse", type=click.Path(exists=True, path_type=Path), help="9 km samples.")
+@click.option("--target", type=click.Path(exists=True, path_type=Path), help="Unlabelled samples.")
+@click.option("--contract", help="Feature contract, where samples are in physical units.")
+@click.option("--member", "members", multiple=True, metavar="DEPTH-WIDTH", help="Only this one.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the recipe.")
+@click.option("--truth", default="", help="What the labels are, for the card.")
+@click.option("--period", default="", help="When they were measured, for the card.")
+@click.option("--licence", help="SPDX name of the terms of the new ensemble.")
+@click.option("--simulated", is_flag=True, help="The samples are simulated.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--overwrite", is_flag=True, help="Replace an ensemble of this name.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@one_line_errors
+def train_command(samples: Path, name: str, quiet: bool, **options: Any) -> None:
+    """Train the ensemble NAME on the file SAMPLES; run again, it goes on where it stopped."""
+    from xsoilsm.progress import share_bar
+    from xsoilsm.training.command import describe_ensemble, train_files
+
+    with share_bar(not quiet, name) as report:
+        ensemble = train_files(samples, name, progress=report, **options)
+    click.echo(describe_ensemble(ensemble))
+
+
+@main.command("evaluate")
+@click.argument("table", type=click.Path(exists=True, path_type=Path))
+@click.option("--report", type=click.Path(path_type=Path), help="HTML file to write.")
+@click.option("--qa4sm", type=click.Path(path_type=Path), help="NetCDF file to write.")
+@click.option("--truth", default="soil_moisture", show_default=True, help="Column of the truth.")
+@click.option("--predicted", default="predicted", show_default=True, help="Column compared.")
+@click.option(
+    "--independence",
+    type=click.Choice(["sites", "years", "none", "not stated"]),
+    default="not stated",
+    show_default=True,
+    help="What the samples do not share with those of training.",
+)
+@click.option("--simulated", is_flag=True, default=None, help="The samples are simulated.")
+@click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
+@one_line_errors
+def evaluate_command(table: Path, **options: Any) -> None:
+    """Compare retrievals with truth in the file TABLE: overall, by cell, year, network."""
+    from xsoilsm.evaluation import evaluate_file
+
+    click.echo(evaluate_file(table, **options))
+
+
 @main.command("bench")
 @click.argument("name", required=False)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
