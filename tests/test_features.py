@@ -99,13 +99,16 @@ def test_features_are_normalised_and_nan_stays_nan(seed):
 
     contract = get_contract("published-coarse")
     inputs = {n: data for n, (data, _) in block_inputs(cube, contract).items()}
-    (encoded,) = Block.of(contract, inputs).encode()
-    for values in (encoded.snapshot, encoded.series):
+    encoded = Block.of(contract, inputs).encode()
+    (snapshot,) = encoded.snapshots
+    for values in (snapshot, encoded.series):
         finite = values[np.isfinite(values)]
         assert finite.min() >= 0
         assert finite.max() <= 1
-    assert np.array_equal(np.isnan(encoded.snapshot[0]), np.isnan(cube.sigma0_vv.values))
+    assert np.array_equal(np.isnan(snapshot[0]), np.isnan(cube.sigma0_vv.values))
     assert np.array_equal(np.isnan(encoded.series[0]), np.isnan(cube.ndvi.values.T))
+    gaps = np.isnan(snapshot).any(axis=0) | np.isnan(encoded.series).any(axis=(0, 1))
+    assert np.array_equal(encoded.missing[0], gaps)
 
 
 def test_contracts_with_names_are_complete_and_differ():

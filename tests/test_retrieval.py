@@ -288,3 +288,41 @@ def test_samples_are_lazy_too():
     lazy = xsoilsm.retrieve(sample_cube(20).chunk(sample=6))
     assert lazy.soil_moisture.chunks is not None
     xr.testing.assert_allclose(lazy.compute(), xsoilsm.retrieve(sample_cube(20)), atol=1e-6)
+
+
+@pytest.fixture
+def days():
+    """Two acquisitions of one eight-day period, then one of the next, one acquisition a chunk."""
+    cube = map_cube((9, 7))
+    times = np.array(["2020-04-02T06:00", "2020-04-05T18:00", "2020-04-09T06:00"], "M8[ns]")
+    assert cube.sizes["time"] == times.size
+    return cube.assign_coords(time=times)
+
+
+@coarse
+def test_acquisitions_of_one_period_are_computed_together(days, monkeypatch):
+    from xsoilsm import blocks
+
+    seen = []
+    original = blocks._retrieve_block
+
+    def noted(*arrays, **options):
+        result = original(*arrays, **options)
+        seen.append(result.shape)
+        return result
+
+    chunked = days.chunk(time=1, y=5, x=7)
+    alone = chunked.sm.retrieve(together=False).compute()
+    monkeypatch.setattr(blocks, "_retrieve_block", noted)
+    together = chunked.sm.retrieve()
+    assert together.soil_moisture.chunks[0] == (2, 1)
+    together = together.compute(scheduler="single-threaded")
+    assert sorted(shape[0] for shape in seen) == [1, 1, 2, 2]
+    xr.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-6)
+    assert together.quality_flag.equals(alone.quality_flag)
+
+
+@coarse
+def test_chunks_of_ones_own_along_time_stay(days):
+    assert days.chunk(time=3).sm.retrieve().soil_moisture.chunks[0] == (3,)
+    assert days.isel(time=[0, 2]).chunk(time=1).sm.retrieve().soil_moisture.chunks[0] == (1, 1)

@@ -9,7 +9,7 @@ Source of the encodings: the contract (see `xsoilsm.contract`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -205,19 +205,23 @@ def _unify(inputs: Inputs) -> Inputs:
 
 
 class Encoded(NamedTuple):
-    """Inputs of the networks for one acquisition over some pixels.
+    """Inputs of the networks for all acquisitions over some pixels.
 
     Parameters
     ----------
-    snapshot : (feature, pixel) ndarray of float32
-    series : (channel, step, pixel) ndarray of float32
-    clipped : (pixel,) ndarray of uint8
+    snapshots : (acquisition, feature, pixel) ndarray of float32
+    series : (channel, period, pixel) ndarray of float32
+        Each acquisition sees a window of it, which ends at its latest period.
+    clipped : (acquisition, pixel) ndarray of uint8
         Number of values outside their range.
+    missing : (acquisition, pixel) ndarray of bool
+        Whether an input is NaN.
     """
 
-    snapshot: Float32
+    snapshots: Float32
     series: Float32
     clipped: Counts
+    missing: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -265,21 +269,32 @@ class Block:
         """Number of pixels of one acquisition."""
         return int(self.values["row_9km"].size)
 
-    def encode(self, part: slice = slice(None)) -> Iterator[Encoded]:
-        """Encode some pixels, one acquisition after another.
+    def window(self, index: int) -> slice:
+        """Periods that an acquisition sees."""
+        end = int(self.ends[index])
+        return slice(end + 1 - self.contract.series.steps, end + 1)
 
-        The series are normalised once for all acquisitions; each sees a window of them.
-        """
+    def encode(self, part: slice = slice(None)) -> Encoded:
+        """Encode some pixels; their series are normalised once for all acquisitions."""
         values = {n: v[..., part] if n != "day_of_year" else v for n, v in self.values.items()}
         series, clipped_steps = encode_series(self.contract, values)
-        for index, end in enumerate(self.ends):
-            window = slice(end + 1 - self.contract.series.steps, end + 1)
+        gaps = np.logical_or.reduce(np.isnan(series), axis=0)
+        pixels = series.shape[-1]
+        shape = self.ends.size, len(self.contract.snapshot), pixels
+        snapshots = np.empty(shape, np.float32)
+        clipped = np.empty((self.ends.size, pixels), np.uint8)
+        missing = np.empty((self.ends.size, pixels), np.bool_)
+        for index in range(self.ends.size):
+            window = self.window(index)
             now = {n: v[index] if n in _PER_ACQUISITION else v for n, v in values.items()}
             if np.ndim(now["day_of_year"]):
                 now["day_of_year"] = now["day_of_year"][part]
-            snapshot, clipped = encode_snapshot(self.contract, now, series[:, window])
-            clipped += clipped_steps[window].sum(axis=0, dtype=np.uint8)
-            yield Encoded(snapshot, series[:, window], clipped)
+            snapshot, count = encode_snapshot(
+                self.contract, now, series[:, window], out=snapshots[index]
+            )
+            clipped[index] = count + clipped_steps[window].sum(axis=0, dtype=np.uint8)
+            missing[index] = gaps[window].any(axis=0) | np.isnan(snapshot).any(axis=0)
+        return Encoded(snapshots, series, clipped, missing)
 
 
 # --------------------------------------------------------------------------- compute_features
@@ -376,10 +391,12 @@ def _apply(
 
 def _encode_block(*arrays: Array, names: list[str], contract: Contract, which: str) -> Array:
     block = Block.of(contract, dict(zip(names, arrays, strict=True)))
-    parts = [
-        # Pixels come first in a Dataset: dims are (..., feature), not raster layout.
-        np.moveaxis(getattr(encoded, which), -1, 0)
-        for encoded in block.encode()
-    ]
-    stacked = np.stack(parts)
+    encoded = block.encode()
+    # Pixels come first in a Dataset: dims are (..., feature), not raster layout.
+    if which == "series":
+        windows = [encoded.series[:, block.window(index)] for index in range(block.ends.size)]
+        stacked = np.stack([np.moveaxis(window, -1, 0) for window in windows])
+    else:
+        found: Array = encoded.snapshots if which == "snapshot" else encoded.clipped
+        stacked = np.moveaxis(found, -1, 1)
     return stacked.reshape(*block.shape, *stacked.shape[2:])

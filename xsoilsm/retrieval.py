@@ -11,49 +11,35 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from xsoilsm import grid
-from xsoilsm.calibration import Calibration, uncertainty
+from xsoilsm.blocks import Plan, pack_together, run
+from xsoilsm.calibration import Calibration
 from xsoilsm.checks import assumptions, check_cube
-from xsoilsm.cube import InputFlag, SourceFlag, aggregate, cube_geobox, is_sample_form
-from xsoilsm.domain import distance, statistics_of
-from xsoilsm.features import Block, Encoded, block_inputs
-from xsoilsm.periods import PERIODS_PER_YEAR
+from xsoilsm.cube import aggregate, cube_geobox, is_sample_form
+from xsoilsm.features import block_inputs
 from xsoilsm.quality import (
-    FLAG_DTYPE,
-    VALID_RANGE,
-    Condition,
     QualityFlag,
     Thresholds,
     conditions_for,
-    evaluate,
     flag_names,
-    mark,
     missing_inputs,
 )
 from xsoilsm.result import describe_result, not_evaluated
 from xsoilsm.thresholds import Mask, get_thresholds, mask_bits
 
 if TYPE_CHECKING:
-    from xsoilsm.engine import Engine
     from xsoilsm.ensemble import Ensemble
 
 __all__ = ["MaskWarning", "ResolutionWarning", "retrieve"]
 
-PIXELS_AT_ONCE = 16_384
-"""Pixels whose features are held in memory at a time, whatever the size of a block."""
 
 _log = logging.getLogger(__name__)
-_AFTER_FAILURE = 2  # value of ``ndvi_filled`` after a failed read
-_FAILED_STEP = 128  # bit of the count of filled steps: one of them after a failed read
 
 
 class MaskWarning(UserWarning):
@@ -74,6 +60,7 @@ def retrieve(
     keep_invalid: bool = False,
     thresholds: Thresholds | Mapping[str, float | None] | None = None,
     domain: bool = False,
+    together: bool = True,
 ) -> xr.Dataset:
     """Retrieve near-surface soil moisture (0-5 cm) from a cube.
 
@@ -100,6 +87,10 @@ def retrieve(
         value switches a condition off, and its input is then not read.
     domain : bool, default False
         Add ``domain_distance`` and ``clipped_inputs``.
+    together : bool, default True
+        Compute the acquisitions that see the same 46 periods in one task where the cube has one
+        acquisition a chunk: what the networks make of the series is then computed once. Numbers
+        do not depend on it. False suits who computes single acquisitions of a longer cube.
 
     Returns
     -------
@@ -153,9 +144,10 @@ def retrieve(
     if res is not None and not sample:
         cube = aggregate(cube, res)
     cells = res if sample else _own_grid(cube)
-    plan = _Plan(ensemble, device, limits, blanked, domain, _calibration(ensemble, cells))
+    plan = Plan(ensemble, device, limits, blanked, domain, _calibration(ensemble, cells))
     inputs = block_inputs(cube, contract, extras=_extras(cube, limits))
-    result = _run(inputs, "n" if sample else "tyx", plan)
+    packed = pack_together(cube, inputs) if together and not sample else ()
+    result = run(inputs, "n" if sample else "tyx", plan, packed)
     data = describe_result(
         cube, result, ensemble, limits=limits, blanked=blanked, calibration=plan.calibration
     )
@@ -210,254 +202,6 @@ def _own_grid(cube: xr.Dataset) -> str | None:
         return grid.grid_of(cube_geobox(cube))[0].name
     except (ValueError, AttributeError):
         return None
-
-
-# --------------------------------------------------------------------------- blocks
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is done in each block, as it travels in a graph."""
-
-    ensemble: Ensemble
-    device: str
-    limits: Thresholds
-    blanked: QualityFlag
-    domain: bool
-    calibration: Calibration | None
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """One field for each variable of the result."""
-        return np.dtype(
-            [("mean", np.float32), ("std", np.float32), ("flags", FLAG_DTYPE)]
-            + [("distance", np.float32), ("clipped", np.uint8)] * self.domain
-            + [("uncertainty", np.float32)] * (self.calibration is not None)
-        )
-
-    def __dask_tokenize__(self) -> tuple[Any, ...]:
-        calibration = self.calibration and self.calibration.model_dump_json()
-        return (
-            "xsoilsm.Plan",
-            *self.ensemble.__dask_tokenize__(),
-            *self.limits.__dask_tokenize__(),
-            *(self.device, int(self.blanked), self.domain, calibration),
-        )
-
-
-def _run(inputs: dict[str, tuple[Any, str]], core: str, plan: _Plan) -> Any:
-    import dask.array as da
-
-    _count_filled(inputs)
-    if not any(isinstance(data, da.Array) for data, _ in inputs.values()):
-        arrays = (data for data, _ in inputs.values())
-        return _retrieve_block(*arrays, names=list(inputs), plan=plan, threads=None)
-    pairs: list[Any] = []
-    for data, letters in inputs.values():
-        kept = "".join(letter for letter in letters if letter in core)
-        if kept != letters:
-            # Dask fuses a layer with those below it only where it contracts nothing itself, so
-            # periods and steps, which are one chunk, are hidden one layer below.
-            data = da.blockwise(
-                _whole, kept, data, letters, concatenate=None, dtype=data.dtype, meta=data._meta
-            )
-        pairs += [data, kept]
-    return da.blockwise(
-        _retrieve_block,
-        core,
-        *pairs,
-        names=list(inputs),
-        plan=plan,
-        threads=1,  # Dask runs blocks side by side
-        concatenate=None,
-        dtype=plan.dtype,
-        meta=np.empty((0,) * len(core), plan.dtype),
-    )
-
-
-def _count_filled(inputs: dict[str, tuple[Any, str]]) -> None:
-    """Put the count of filled steps of each acquisition in place of the marks of all periods."""
-    import dask.array as da
-
-    if "ndvi_filled" not in inputs:
-        return
-    filled, letters = inputs.pop("ndvi_filled")
-    pairs: list[Any] = [filled, letters]
-    if "window_end" in inputs:
-        pairs += inputs["window_end"]
-    out = letters.replace("p", "t").replace("s", "")
-    if isinstance(filled, da.Array):
-        counted = da.blockwise(
-            _filled_steps,
-            out,
-            *pairs,
-            concatenate=None,
-            dtype=np.uint8,
-            meta=np.empty((0,) * len(out), np.uint8),
-        )
-    else:
-        counted = _filled_steps(*pairs[::2])
-    inputs["filled_steps"] = counted, out
-
-
-def _filled_steps(filled: Any, ends: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.uint8]:
-    """Count the filled steps that each acquisition sees; a bit says that a read had failed."""
-    marks: npt.NDArray[Any] = filled[0] if isinstance(filled, list) else filled
-    if ends is None:
-        windows = [marks.T]
-    else:
-        windows = [marks[max(end + 1 - PERIODS_PER_YEAR, 0) : end + 1] for end in ends]
-    counts = np.stack([(window > 0).sum(axis=0, dtype=np.uint8) for window in windows])
-    for count, window in zip(counts, windows, strict=True):
-        count[(window >= _AFTER_FAILURE).any(axis=0)] |= np.uint8(_FAILED_STEP)
-    return counts[0] if ends is None else counts
-
-
-@lru_cache(maxsize=4)
-def _engine(ensemble: Ensemble, device: str, threads: int | None) -> Engine:
-    """Engine of this process; ensembles are equal when their digests are."""
-    from xsoilsm.engine import Engine
-
-    return Engine(ensemble, device=device, threads=threads)
-
-
-def _retrieve_block(
-    *arrays: npt.NDArray[Any], names: list[str], plan: _Plan, threads: int | None
-) -> npt.NDArray[Any]:
-    block = Block.of(plan.ensemble.contract, dict(zip(names, arrays, strict=True)))
-    engine = _engine(plan.ensemble, plan.device, threads)
-    result = np.empty((block.ends.size, block.pixels), plan.dtype)
-    for start in range(0, block.pixels, PIXELS_AT_ONCE):
-        part = slice(start, start + PIXELS_AT_ONCE)
-        surface = _surface_flags(plan, block, part)
-        for index, encoded in enumerate(block.encode(part)):
-            out = result[index, part]
-            missing = _any_nan(encoded.series) | _any_nan(encoded.snapshot)
-            out["mean"], out["std"] = _predict(engine, encoded.snapshot, encoded.series, ~missing)
-            flags = surface.copy()
-            _mark_acquisition(flags, plan, block, index, part)
-            _mark_inputs(flags, plan, encoded, missing, out)
-            _mark_range(flags, out)
-            out["flags"] = flags
-            _finish(plan, out)
-    return result.reshape(block.shape)
-
-
-def _surface_flags(plan: _Plan, block: Block, part: slice) -> npt.NDArray[np.uint32]:
-    """Evaluate the flags that hold for all acquisitions."""
-    values = {name: values[part] for name, values in block.values.items() if values.ndim == 1}
-    flags = np.zeros(block.values["row_9km"][part].size, FLAG_DTYPE)
-    evaluate(_conditions(plan, block, static=True), plan.limits, values, flags)
-    if "inputs_failed" in values:
-        # Which composites an acquisition sees, the marks of filled steps tell better.
-        known = InputFlag.NDVI if "filled_steps" in block.values else 0
-        failed = (values["inputs_failed"].astype(FLAG_DTYPE) & ~FLAG_DTYPE(known)) != 0
-        mark(flags, failed, QualityFlag.READ_FAILED)
-    return flags
-
-
-def _conditions(plan: _Plan, block: Block, *, static: bool) -> list[Condition]:
-    """Conditions that can be evaluated in a block, of the surface or of its acquisitions."""
-    known = {"ndvi_filled" if name == "filled_steps" else name for name in block.values}
-    return [c for c in conditions_for(known, plan.limits) if c.is_static == static]
-
-
-_ALONG_TIME = ("coverage", "source_flags", "soil_temperature", "snow_cover", "filled_steps")
-_ALONG_PERIODS = ("ndvi", "air_temperature")
-_SOURCE_BITS = {
-    SourceFlag.NO_SCENE: QualityFlag.NO_SCENE,
-    SourceFlag.READ_FAILED: QualityFlag.READ_FAILED,
-    SourceFlag.APPROXIMATE_SIGMA0: QualityFlag.APPROXIMATE_SIGMA0,
-    SourceFlag.UNRELIABLE_SIGMA0: QualityFlag.STEEP_SLOPE,
-    SourceFlag.LAYOVER_SHADOW: QualityFlag.LAYOVER_SHADOW,
-}
-
-
-def _mark_acquisition(
-    flags: npt.NDArray[np.uint32], plan: _Plan, block: Block, index: int, part: slice
-) -> None:
-    """Mark what the loader said of the radar, and the state of the surface at that time."""
-    values: dict[str, npt.NDArray[Any]] = {}
-    for name in _ALONG_TIME:
-        if name in block.values:
-            # Samples have one acquisition each.
-            values[name] = np.atleast_2d(block.values[name])[index, part]
-    for name in _ALONG_PERIODS:
-        values[name] = block.values[name][block.ends[index], part]
-    if "source_flags" in values:
-        source = values["source_flags"].astype(FLAG_DTYPE)
-        for bit, flag in _SOURCE_BITS.items():
-            mark(flags, (source & FLAG_DTYPE(bit)) != 0, flag)
-    if "filled_steps" in values:
-        steps = values["filled_steps"]
-        mark(flags, steps >= _FAILED_STEP, QualityFlag.READ_FAILED)
-        values["filled_steps"] = steps & np.uint8(_FAILED_STEP - 1)
-    evaluate(_conditions(plan, block, static=False), plan.limits, values, flags)
-
-
-def _mark_inputs(
-    flags: npt.NDArray[np.uint32],
-    plan: _Plan,
-    encoded: Encoded,
-    missing: npt.NDArray[np.bool_],
-    out: npt.NDArray[Any],
-) -> None:
-    """Mark what the inputs are as a whole: missing, clipped, far from those of training."""
-    mark(flags, missing, QualityFlag.NAN_INPUT)
-    mark(flags, (encoded.clipped > 0) & ~missing, QualityFlag.INPUTS_CLIPPED)
-    limit = plan.limits.domain_distance
-    if limit is not None or plan.domain:
-        apart = distance(statistics_of(plan.ensemble), encoded.snapshot)
-        apart[missing] = np.nan
-        if limit is not None:
-            mark(flags, apart > limit, QualityFlag.OUT_OF_DOMAIN)
-        if plan.domain:
-            out["distance"], out["clipped"] = apart, encoded.clipped
-
-
-def _mark_range(flags: npt.NDArray[np.uint32], out: npt.NDArray[Any]) -> None:
-    """Mark retrievals that are no soil moisture."""
-    low, high = VALID_RANGE
-    mark(flags, (out["mean"] < low) | (out["mean"] > high), QualityFlag.OUT_OF_RANGE)
-
-
-def _finish(plan: _Plan, out: npt.NDArray[Any]) -> None:
-    """Blank what is masked, and turn spread into uncertainty where that is known."""
-    blanked = (out["flags"] & FLAG_DTYPE(plan.blanked)) != 0
-    out["mean"][blanked] = np.nan
-    out["std"][blanked] = np.nan
-    if plan.calibration is not None:
-        out["uncertainty"] = uncertainty(plan.calibration, out["std"])
-
-
-def _any_nan(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Pixels (last axis) with a NaN anywhere."""
-    missing: npt.NDArray[np.bool_] = np.logical_or.reduce(
-        np.isnan(values).reshape(-1, values.shape[-1]), axis=0
-    )
-    return missing
-
-
-def _predict(
-    engine: Engine,
-    snapshot: npt.NDArray[np.float32],
-    series: npt.NDArray[np.float32],
-    valid: npt.NDArray[np.bool_],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Run the engine on the valid pixels only; the others become NaN."""
-    if valid.all():
-        return engine.predict(snapshot, series)
-    mean, std = np.full((2, valid.size), np.nan, np.float32)
-    if valid.any():
-        mean[valid], std[valid] = engine.predict(snapshot[:, valid], series[:, :, valid])
-    return mean, std
-
-
-def _whole(blocks: list[Any]) -> npt.NDArray[Any]:
-    """Pass on the only block along periods or steps, with that axis, as part of a task."""
-    (block,) = blocks
-    whole: npt.NDArray[Any] = block
-    return whole
 
 
 # --------------------------------------------------------------------------- resolution
