@@ -68,7 +68,7 @@ def run(full: bool) -> list[dict[str, object]]:
         rows += _spread_by_distance(ensemble, golden)
         rows += _filled(ensemble, golden)
         rows += _response(ensemble, golden)
-    return rows + _landscape(ensemble)
+    return rows + _landscape(ensemble) + _as_of()
 
 
 def cube_of(side: int, dates: int = 2) -> xr.Dataset:
@@ -304,3 +304,28 @@ def _landscape(ensemble: Ensemble) -> list[dict[str, object]]:
         worst = domain_table(cube.isel(time=slice(0, 1)), ensemble).iloc[0]
         rows.append(row | {"most unusual": f"{worst['input']} ({worst['distance']:.1f})"})
     return rows
+
+
+def _as_of(delay: int = 2) -> list[dict[str, object]]:
+    """Compare retrievals some days after each acquisition with those of the archive."""
+    box, res = (-5.47, 41.25, -5.33, 41.35), "1km"
+    try:
+        archive = xsoilsm.load_cube(box, "2020-04", res, "demo")
+    except CatalogError:
+        return []
+    whole = _retrieved(archive).compute()
+    changes = []
+    for index, time in enumerate(archive["time"].values):
+        then = time + np.timedelta64(delay, "D") + np.timedelta64(1, "m")
+        day = str(time.astype("datetime64[D]"))
+        cube = xsoilsm.load_cube(box, day, res, "demo", asof=then.astype("datetime64[s]"))
+        found = _retrieved(cube)["soil_moisture"].isel(time=0).values
+        changes.append(found - whole["soil_moisture"].isel(time=index).values)
+    return [
+        {
+            "what": "change as of a moment, rms",
+            "case": f"{delay} days after each acquisition, landscape (simulated)",
+            "samples": int(np.isfinite(changes).sum()),
+            "m3/m3": float(np.sqrt(np.nanmean(np.square(changes)))),
+        }
+    ]

@@ -157,6 +157,8 @@ class _Source(Model):
         Identifier of the STAC collection.
     start, end : date, optional
         First and last day (UTC) on which the source has data; open where absent.
+    latency : float, optional
+        Days from the end of what data cover until the provider has them; needed for ``asof``.
     licence, citation : str
         They travel into the attributes of the cube.
     source : str
@@ -167,6 +169,7 @@ class _Source(Model):
     collection: str
     start: date | None = None
     end: date | None = None
+    latency: float | None = Field(default=None, ge=0, le=3650)
     licence: str
     citation: str
     source: str

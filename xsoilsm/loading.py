@@ -23,6 +23,7 @@ from xsoilsm.catalog import Catalog, CatalogError
 from xsoilsm.cube import VARIABLES, InputFlag, SourceFlag, spatial_coords
 from xsoilsm.facts import OPTIONAL_GROUPS, Source
 from xsoilsm.sources.access.search import joined
+from xsoilsm.sources.availability import Asof
 from xsoilsm.sources.ground.static import StaticGroup, find_static
 from xsoilsm.sources.request import OnError, Request, make_request, nothing_found
 from xsoilsm.sources.sentinel1.acquisitions import Excluded
@@ -45,6 +46,7 @@ def load_cube(
     on_error: OnError = "flag",
     mask_ndvi: bool = False,
     cache: bool = True,
+    asof: Asof | None = None,
 ) -> xr.Dataset:
     """Load the inputs of a retrieval as one lazy cube.
 
@@ -75,6 +77,12 @@ def load_cube(
         `xsoilsm.catalog.cache_dir`, and look there first: for cubes of the same region and
         chunks at other times. Only what was read over the network is kept, up to 2 GB (or
         ``$XSOILSM_LAYERS_MB``); `xsoilsm.sources.ground.layers.clear_layers` removes it.
+
+    asof : str, date, datetime or datetime64, optional
+        Use only what had come by then, as an operator would have had it: ``"2020-05-01T06:00"``
+        in UTC, or a day, which stands for its end. Of each source that is what its latency in
+        the catalog allows, see `xsoilsm.sources.availability`. By default everything counts that
+        the archives hold now, as in training.
 
     Returns
     -------
@@ -111,9 +119,10 @@ def load_cube(
         on_error=on_error,
         mask_ndvi=mask_ndvi,
         cache=cache,
+        asof=asof,
     )
     acquisitions, excluded, sources = find_radar(
-        request.catalog, request.bounds, request.start, request.end
+        request.catalog, request.bounds, request.start, request.end, request.moment
     )
     ground = find_ground(request)
     static = static_arrays(request, ground)
@@ -329,6 +338,11 @@ def _provenance(
         "licence": joined([f"{s.collection}: {s.licence}" for s in sources]),
         "citation": joined([s.citation for s in sources]),
     }
+    attributes["availability"] = "archive: all that the sources hold, as in training"
+    if request.moment is not None:
+        latencies = [f"{s.collection} {s.latency:g} d" for s in sources if s.latency is not None]
+        attributes["asof"] = request.moment.text
+        attributes["availability"] = f"as of {attributes['asof']}, latencies: {joined(latencies)}"
     if excluded:
         attributes["excluded_items"] = joined([f"{x.id} ({x.reason})" for x in excluded])
     return attributes

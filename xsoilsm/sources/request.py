@@ -13,6 +13,7 @@ from odc.geo.geobox import GeoBox
 from xsoilsm import grid
 from xsoilsm.catalog import Catalog, open_catalog
 from xsoilsm.sources.access.search import Bounds, lonlat_bounds
+from xsoilsm.sources.availability import Asof, Moment, moment_of
 from xsoilsm.sources.pixels.graph import Chunks, spatial_chunks
 from xsoilsm.timespan import Time, days_of
 
@@ -25,7 +26,7 @@ OnError = Literal["flag", "raise"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be loaded."""
+    """What is to be loaded; `moment` is given where only what had come by then counts."""
 
     catalog: Catalog
     geobox: GeoBox
@@ -36,6 +37,7 @@ class Request:
     on_error: OnError
     mask_ndvi: bool
     cache: bool
+    moment: Moment | None = None
 
 
 def make_request(
@@ -47,6 +49,7 @@ def make_request(
     on_error: OnError = "flag",
     mask_ndvi: bool = False,
     cache: bool = True,
+    asof: Asof | None = None,
 ) -> Request:
     """Check what is to be loaded; parameters as for `load_cube`. Lazy: reads the catalog only."""
     cells, _, _ = grid.grid_of(geobox)
@@ -61,6 +64,7 @@ def make_request(
         on_error=on_error,
         mask_ndvi=mask_ndvi,
         cache=cache,
+        moment=None if asof is None else moment_of(asof),
     )
 
 

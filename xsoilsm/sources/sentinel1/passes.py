@@ -16,6 +16,7 @@ from xsoilsm.catalog import Catalog, CatalogError, Segment
 from xsoilsm.cube import SourceFlag
 from xsoilsm.facts import Sentinel1GrdSource, Source
 from xsoilsm.sources.access.search import Bounds, find_items, item_span
+from xsoilsm.sources.availability import Moment, acquired_by, latency_of
 from xsoilsm.sources.ground.elevation import DemTile
 from xsoilsm.sources.pixels.graph import Chunks, band, from_blocks
 from xsoilsm.sources.sentinel1 import rtc
@@ -39,7 +40,7 @@ _BY_SLOPE = 128
 
 
 def find_radar(
-    catalog: Catalog, bounds: Bounds, start: date, end: date
+    catalog: Catalog, bounds: Bounds, start: date, end: date, moment: Moment | None = None
 ) -> tuple[list[Pass], list[Excluded], list[Source]]:
     """Search the acquisitions of all sources of radar. Asks the services; reads no pixel.
 
@@ -50,6 +51,8 @@ def find_radar(
         In degrees.
     start, end : date
         First and last day, UTC.
+    moment : Moment, optional
+        Only what had come by then.
 
     Returns
     -------
@@ -65,13 +68,24 @@ def find_radar(
     """
     found: list[Pass] = []
     excluded: list[Excluded] = []
+    late = 0
     segments = catalog.segments("radar", start, end)
     for segment in segments:
         in_radar_geometry = isinstance(segment.source, Sentinel1GrdSource)
         find = find_grd_acquisitions if in_radar_geometry else find_acquisitions
         some, left_out = find(catalog, segment, bounds)
-        found += some
+        there: list[Pass] = list(some)
+        if moment is not None:
+            there = acquired_by(there, latency_of(segment.source), moment)
+        late += len(some) - len(there)
+        found += there
         excluded += left_out
+    if not found and late and moment is not None:
+        msg = (
+            f"none of the {late} acquisitions in {start} to {end} had come by {moment.text}; "
+            "choose earlier days, or a later asof"
+        )
+        raise CatalogError(msg)
     if not found:
         raise CatalogError(_nothing_found(catalog, bounds, (start, end), segments, excluded))
     found.sort(key=lambda a: (a.time, a.absolute_orbit))

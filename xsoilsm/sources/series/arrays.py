@@ -16,6 +16,7 @@ from odc.geo.geobox import GeoBox
 from xsoilsm import periods
 from xsoilsm.catalog import CatalogError, Segment
 from xsoilsm.facts import Source
+from xsoilsm.sources.availability import composed_by, latency_of, until
 from xsoilsm.sources.pixels.graph import band, from_blocks, single_task
 from xsoilsm.sources.request import OnError, Request, nothing_found
 from xsoilsm.sources.series import era5, modis, stores, weather
@@ -76,13 +77,14 @@ def _add_ndvi(
     part: Series, request: Request, starts: npt.NDArray[np.datetime64], first: date, last: date
 ) -> None:
     segments = request.catalog.segments("ndvi", first, last)
-    composites = tuple(
-        composite
-        for segment in segments
-        for composite in modis.find_composites(
+    composites: tuple[modis.Composite, ...] = ()
+    for segment in segments:
+        found = modis.find_composites(
             request.catalog, segment, request.bounds, starts, mask=request.mask_ndvi
         )
-    )
+        if request.moment is not None:
+            found = composed_by(found, latency_of(segment.source), request.moment)
+        composites += tuple(found)
     if not composites:
         raise CatalogError(nothing_found(request, "ndvi", f"{first} to {last}"))
     stack = from_blocks(
@@ -123,6 +125,9 @@ def _add_weather(
 ) -> None:
     first, last, last_needed = days
     segments = request.catalog.segments("weather", first, last)
+    if request.moment is not None:
+        segments = tuple(until(segments, request.moment))
+        last_needed = min([last_needed, *(segment.end for segment in segments[-1:])])
     found = [
         store
         for segment in segments
@@ -131,7 +136,12 @@ def _add_weather(
     if not found or _days_without_source(segments, first, last_needed):
         raise CatalogError(nothing_found(request, "weather", f"{first} to {last_needed}"))
     source = single_task(
-        partial(_combine, starts, sum(store.name == era5.BANDS[0] for store in found)),
+        partial(
+            _combine,
+            starts,
+            sum(store.name == era5.BANDS[0] for store in found),
+            request.moment is not None,
+        ),
         [
             (stores.read_store, (store, request.bounds, first, last, request.on_error))
             for store in sorted(found, key=lambda store: era5.BANDS.index(store.name))
@@ -183,6 +193,9 @@ def _days_without_source(segments: Iterable[Segment], first: date, last: date) -
 
 
 def _combine(
-    starts: npt.NDArray[np.datetime64], count: int, sums: list[stores.DailySums | None]
+    starts: npt.NDArray[np.datetime64],
+    count: int,
+    complete: bool,
+    sums: list[stores.DailySums | None],
 ) -> weather.NativeWeather:
-    return weather.combine(sums[:count], sums[count:], starts)
+    return weather.combine(sums[:count], sums[count:], starts, complete=complete)

@@ -20,6 +20,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from xsoilsm import periods
+from xsoilsm.sources.availability import complete_latest
 from xsoilsm.sources.pixels.reading import CellSums, Patch
 from xsoilsm.sources.series.era5 import BANDS
 from xsoilsm.sources.series.stores import EARTH_RADIUS, HOURS, DailySums
@@ -74,17 +75,22 @@ class NativeWeather:
         single store could be read.
     failed : bool
         Whether a store could not be read: periods are missing, or of fewer days.
+    starts : (period,) ndarray of datetime64[D], optional
+        Given where something has to stand in for the days that had not come at the end.
     """
 
     count: int
     parts: tuple[tuple[NativePart, ...], ...]
     failed: bool = False
+    starts: npt.NDArray[np.datetime64] | None = None
 
 
 def combine(
     temperature: Sequence[DailySums | None],
     precipitation: Sequence[DailySums | None],
     starts: npt.NDArray[np.datetime64],
+    *,
+    complete: bool = False,
 ) -> NativeWeather:
     """Put stores together and average or sum the days of each period. Computes.
 
@@ -93,6 +99,8 @@ def combine(
     temperature, precipitation : sequence of DailySums or None
         Of one region each; None stands for a store that could not be read.
     starts : (period,) ndarray of datetime64[D]
+    complete : bool, default False
+        Whether something is to stand in for days that had not come at the end.
 
     Returns
     -------
@@ -105,7 +113,7 @@ def combine(
         for name, sums in zip(BANDS, (temperature, precipitation), strict=True)
     )
     failed = any(part is None for part in (*temperature, *precipitation))
-    return NativeWeather(starts.size, parts, failed)
+    return NativeWeather(starts.size, parts, failed, starts if complete else None)
 
 
 def _grids(sums: Sequence[DailySums | None]) -> list[list[DailySums]]:
@@ -228,6 +236,9 @@ def regrid_weather(native: NativeWeather, target: GeoBox) -> Floats:
                     result[band, span] = mean
                 else:
                     _blend(result[band, span], weight[span], mean, part.days[span])
+        if native.starts is not None and parts:
+            days = np.sum([part.days for part in parts], axis=0)
+            complete_latest(result[band], days, native.starts, total=BANDS[band] == "precipitation")
     return result
 
 
