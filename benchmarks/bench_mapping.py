@@ -1,0 +1,242 @@
+"""Mapping jobs: memory against area, tasks in flight, overhead, one worker against two.
+
+Each job runs in a process of its own, over a virtual landscape that is made once. The networks
+are the published ones where they are at hand, else two small ones with random parameters.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import shutil
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CENTRE = (-5.4, 41.3)
+TIME = "2020-04"
+
+
+def run(full: bool) -> list[dict[str, object]]:
+    """Rows of the table."""
+    tile, spacing, passes = (16, 50.0, 3) if full else (5, 100.0, 2)
+    with tempfile.TemporaryDirectory(prefix="bench-mapping-") as scratch:
+        folder = Path(scratch)
+        settings = _settings(folder, tile * 6, spacing, passes)
+        small, large = (_region(tile * side, tile) for side in (1, 4))
+        jobs: dict[str, dict[str, Any]] = {
+            "1 tile": {"region": small, "workers": 1},
+            "16 tiles": {"region": large, "workers": 1},
+            "16 tiles, 2 threads": {"region": large, "workers": 2},
+            "16 tiles, 2 Dask workers": {"region": large, "cluster": 2},
+        }
+        # Compiling belongs to the first process alone, and takes memory.
+        _apart(_job, settings, folder / "first", tile=tile, region=small, workers=1)
+        rows = [
+            {"job": name} | _apart(_job, settings, folder / name, tile=tile, **job)
+            for name, job in jobs.items()
+        ]
+        plain = _apart(_plain, settings, large, tile=tile)
+    for row in rows:
+        row["memory, x 1 tile"] = row["peak MB"] / rows[0]["peak MB"]
+        row["speed-up"] = rows[1]["wall s"] / row["wall s"] if "16" in row["job"] else 1.0
+    rows.append({"job": "16 tiles, no job and no files"} | plain)
+    rows[1]["overhead"] = rows[1]["cpu s"] / plain["cpu s"] - 1
+    return rows
+
+
+def _settings(folder: Path, size_km: float, spacing: float, passes: int) -> dict[str, str]:
+    """Make landscape and networks."""
+    from benchmarks.networks import ensemble
+    from xsoilsm.ensemble import Ensemble
+    from xsoilsm.simulate import simulate_landscape
+
+    landscape = folder / "cache" / "landscapes" / "demo"
+    simulate_landscape(
+        landscape, centre=CENTRE, size_km=size_km, spacing=spacing, acquisitions=passes
+    )
+    settings = {"XSOILSM_CACHE_DIR": str(folder / "cache"), "BENCH_MODEL": "DenseSM-E"}
+    if not isinstance(ensemble(), Ensemble):
+        settings["BENCH_MODEL"] = str(folder / "random")
+        _random(folder / "random")
+    elif "XSOILSM_WEIGHTS_DIR" not in os.environ:
+        own = Path(os.environ.get("XSOILSM_CACHE_DIR") or Path.home() / ".cache" / "xsoilsm")
+        shutil.copytree(own / "weights", folder / "cache" / "weights")
+    return settings
+
+
+def _random(folder: Path) -> None:
+    from xsoilsm.card import EnsembleCard
+    from xsoilsm.ensemble import save_ensemble
+    from xsoilsm.state import state_shapes
+
+    content = {
+        "schema_version": 1,
+        "name": "random",
+        "family": "random",
+        "resolution": "1km",
+        "contract": "published-coarse",
+        "simulated": True,
+        "members": [{"depth": d, "width": 16, "file": f"{d}_16.safetensors"} for d in (1, 2)],
+        "licence": {"spdx": "Apache-2.0", "statement": "Random numbers."},
+        "citation": {"text": "None."},
+        "training": {"kind": "transfer", "settings": {}},
+    }
+    card = EnsembleCard.model_validate(content)
+    rng = np.random.default_rng(0)
+    states = [
+        {
+            name: np.asarray(abs(rng.normal(0, 0.1, shape)), np.float32)
+            for name, shape in state_shapes(member.depth, member.width).items()
+        }
+        for member in card.members
+    ]
+    save_ensemble(card, states, folder)
+
+
+def _region(cells: int, tile: int) -> tuple[float, float, float, float]:
+    """Box of so many cells of 1 km, on the lattice of tiles, in degrees."""
+    from xsoilsm import grid
+
+    x, y = grid.lonlat_to_xy(*CENTRE)
+    km = grid.get_grid("1km")
+    row, column = (int(n) for n in km.index(x, y))
+    row, column = ((n - cells // 2) // tile * tile for n in (row, column))
+    box = km.geobox((row, row + cells), (column, column + cells)).boundingbox
+    inset = km.cell / 100
+    (west, east), (south, north) = grid.xy_to_lonlat(
+        [box.left + inset, box.right - inset], [box.bottom + inset, box.top - inset]
+    )
+    return float(west), float(south), float(east), float(north)
+
+
+def _apart(action: Callable[..., Any], settings: dict[str, str], *args: Any, **options: Any) -> Any:
+    """Call a function in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, _enter, (settings,)) as pool:
+        return pool.submit(action, *args, **options).result()
+
+
+def _enter(settings: dict[str, str]) -> None:
+    os.environ.update(settings)
+    warnings.simplefilter("ignore")
+
+
+def _job(
+    out: Path, *, region: Any, tile: int, workers: int | None = None, cluster: int = 0
+) -> dict[str, Any]:
+    from xsoilsm.mapping import make_job, run_job
+    from xsoilsm.mapping.plan import Plan
+    from xsoilsm.mapping.tile import make_unit
+
+    model = os.environ["BENCH_MODEL"]
+    job = make_job(region, TIME, out, catalog="demo", model=model, tile_size=tile)
+    # What is loaded once in a process is no part of the comparison.
+    warm = make_job(_region(1, 1), TIME, f"{out}-warm", catalog="demo", model=model, tile_size=tile)
+    make_unit(next(Plan(warm).units(lambda *_: True, warm.ensemble())))
+    if cluster:
+        return _on_cluster(job, cluster)
+    before = _forget_peak()
+    wall, cpu = time.perf_counter(), time.process_time()
+    summary = run_job(job, workers=workers)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if not summary.is_complete:
+        raise RuntimeError(str(summary))
+    return {
+        "tiles made": summary.made,
+        "wall s": wall,
+        "cpu s": cpu,
+        "before MB": before,
+        "peak MB": _memory(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def _forget_peak() -> float:
+    """Begin to watch the peak of memory anew where the system can; MB that are in use now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _memory()
+
+
+def _memory() -> float:
+    """Peak of memory in MB."""
+    with suppress(OSError):
+        text = Path("/proc/self/status").read_text()
+        return int(text.split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _on_cluster(job: Any, workers: int) -> dict[str, Any]:
+    import distributed
+
+    from xsoilsm.mapping import run_job
+
+    def tasks(dask_scheduler: Any) -> int:
+        return len(dask_scheduler.tasks)
+
+    seen = [0]
+    over = threading.Event()
+    with (
+        distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+
+        def watch() -> None:
+            while not over.wait(0.05):
+                seen.append(client.run_on_scheduler(tasks))
+
+        client.run(_prepare_worker)
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        wall = time.perf_counter()
+        summary = run_job(job, client=client, window=2 * workers)
+        wall = time.perf_counter() - wall
+        over.set()
+        watcher.join()
+        peak = max(client.run(_memory).values())
+    if not summary.is_complete:
+        raise RuntimeError(str(summary))
+    return {
+        "tiles made": summary.made,
+        "wall s": wall,
+        "peak MB": peak,
+        "tasks in flight": max(seen),
+        "load": os.getloadavg()[0],
+    }
+
+
+def _prepare_worker() -> float:
+    import xsoilsm.mapping  # noqa: F401
+
+    return _forget_peak()
+
+
+def _plain(region: Any, *, tile: int) -> dict[str, Any]:
+    """Load and retrieve the same tiles in one thread, without a job and without files."""
+    import xsoilsm
+    from xsoilsm.grid import tiles
+
+    def once(box: Any) -> None:
+        cube = xsoilsm.load_cube(box, TIME, catalog="demo")
+        xsoilsm.retrieve(cube, os.environ["BENCH_MODEL"]).compute(scheduler="synchronous")
+
+    boxes = [one.geobox for one in tiles(xsoilsm.ease2_geobox(region, "1km"), tile)]
+    once(boxes[len(boxes) // 2][:1, :1])
+    _forget_peak()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for box in boxes:
+        once(box)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"wall s": wall, "cpu s": cpu, "peak MB": _memory(), "load": os.getloadavg()[0]}
