@@ -221,24 +221,162 @@ def search_command(bbox: tuple[float, float, float, float], time: str, catalog: 
     click.echo(describe(search(bbox, time, catalog)))
 
 
-@main.command("map")
+WHERE = click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+WORKERS = click.option("--workers", type=int, help="Threads; by default one for each processor.")
+SCHEDULER = click.option("--scheduler", metavar="ADDRESS", help="Of a Dask scheduler instead.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
+
+
+@main.group("map", invoke_without_command=True)
+@click.option("--bbox", nargs=4, type=float, metavar="WEST SOUTH EAST NORTH", help="Degrees.")
 @click.option(
-    "--bbox", nargs=4, type=float, required=True, metavar="WEST SOUTH EAST NORTH", help="Degrees."
+    "--region",
+    type=click.Path(path_type=Path),
+    help="File with polygons: GeoJSON, GeoPackage, GeoParquet.",
 )
-@click.option("--time", required=True, help="Days in UTC, for instance 2020-04 or START/END.")
+@click.option("--time", help="Days in UTC, for instance 2020-04 or START/END.")
 @click.option("--res", default="1km", show_default=True, help="9km, 1km, 500m or 100m.")
 @click.option("--catalog", default="planetary-computer", show_default=True, help="Name or path.")
 @click.option("--model", default="DenseSM-E", show_default=True, help="Ensemble: name or path.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder.")
-@click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option(
+    "--composite",
+    type=click.Choice(["none", "daily", "8day", "monthly"]),
+    default="none",
+    show_default=True,
+    help="Map acquisitions, or means over periods.",
+)
+@click.option("--mask", multiple=True, metavar="FLAG", help="Blank cells with this quality flag.")
+@click.option("--tile-size", type=int, help="Cells along the side of a tile.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the job.")
+@click.option("--estimate", is_flag=True, help="Say what the job takes; makes one unit of it.")
+@WORKERS
+@SCHEDULER
+@QUIET
 @one_line_errors
-def map_command(quiet: bool, **options: Any) -> None:
-    """Retrieve soil moisture over a region and write Cloud-Optimized GeoTIFFs."""
-    from xsoilsm.mapping import map_region
+def map_group(mask: tuple[str, ...], quiet: bool, **options: Any) -> None:
+    """Map soil moisture over a region, tile by tile, and go on where the last run ended."""
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        return
+    absent = [f"--{name}" for name in ("time", "out") if options[name] is None]
+    if absent:
+        msg = f"Missing option {' and '.join(absent)}."
+        raise click.UsageError(msg, context)
+    from xsoilsm.mapping.commands import map_job
 
-    for file in map_region(**options, progress=not quiet):
-        click.echo(file)
+    retrieve = {"mask": list(mask)} if mask else {}
+    if _finish(lambda: map_job(**options, retrieve=retrieve, say=_say, progress=not quiet)):
+        _publish(options["out"])
+
+
+@map_group.command("status")
+@WHERE
+@one_line_errors
+def map_status(out: Path) -> None:
+    """Say how the job in OUT stands, also while it runs."""
+    from xsoilsm.mapping.commands import status
+
+    click.echo(status(out))
+
+
+@map_group.command("retry")
+@WHERE
+@WORKERS
+@SCHEDULER
+@QUIET
+@one_line_errors
+def map_retry(quiet: bool, **options: Any) -> None:
+    """Make what is missing, failed or damaged of the job in OUT."""
+    from xsoilsm.mapping.commands import retry
+
+    if _finish(lambda: retry(**options, say=_say, progress=not quiet)):
+        _publish(options["out"])
+
+
+@map_group.command("verify")
+@WHERE
+@one_line_errors
+def map_verify(out: Path) -> None:
+    """Read every file of the job in OUT and list what is damaged."""
+    from xsoilsm.mapping.commands import verify
+
+    def check() -> Any:
+        summary, damaged = verify(out)
+        for line in damaged:
+            click.echo(line)
+        return summary
+
+    _finish(check)
+
+
+@map_group.command("explain", context_settings={"ignore_unknown_options": True})
+@WHERE
+@click.argument("lon", type=float)
+@click.argument("lat", type=float)
+@click.argument("date")
+@one_line_errors
+def map_explain(out: Path, lon: float, lat: float, date: str) -> None:
+    """Say why the pixel of the job in OUT at LON LAT is empty or flagged on DATE."""
+    from xsoilsm.mapping.commands import explain_cell
+
+    click.echo(explain_cell(out, lon, lat, date))
+
+
+@map_group.command("export")
+@WHERE
+@click.option(
+    "--form",
+    "forms",
+    type=click.Choice(["cog", "stac", "zarr", "netcdf"]),
+    multiple=True,
+    default=("cog", "stac"),
+    show_default=True,
+)
+@click.option(
+    "--numbers",
+    type=click.Choice(["float32", "int16"]),
+    default="float32",
+    show_default=True,
+    help="int16: steps of 0.0001 m3 m-3.",
+)
+@one_line_errors
+def map_export(out: Path, **options: Any) -> None:
+    """Put the tiles of the job in OUT together, as they are now."""
+    _publish(out, **options)
+
+
+def _publish(out: Path, **options: Any) -> None:
+    from xsoilsm.mapping.publish import publish
+
+    for files in publish(out, **options).values():
+        for file in files:
+            click.echo(file)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _finish(action: Callable[[], Any]) -> bool:
+    """Run a job and say how it stands; ends with a status where it is not complete.
+
+    Returns
+    -------
+    bool
+        Whether a job was run.
+    """
+    from xsoilsm.mapping import InterruptedJobError
+
+    try:
+        summary = action()
+    except InterruptedJobError as stop:
+        click.echo(f"stopped. {stop}", err=True)
+        raise SystemExit(130) from None
+    if summary is not None:
+        _say(str(summary))
+        if not summary.is_complete:
+            raise SystemExit(1)
+    return summary is not None
 
 
 @main.command("train")
@@ -319,10 +457,23 @@ def bench_command(name: str | None, device: str, threads: int | None) -> None:
 @click.option("--port", type=int, default=0, help="By default a free one.")
 @one_line_errors
 def view_command(folder: Path, port: int) -> None:
-    """Show the results in FOLDER in a web page on this machine, until Ctrl-C."""
+    """Show the results in FOLDER in a web page on this machine, until Ctrl-C.
+
+    FOLDER is that of a mapping job, or one that holds GeoTIFFs of results.
+    """
+    from xsoilsm.mapping.explain import explain_text
     from xsoilsm.viewing import view
 
-    view(folder, port, started=lambda address: click.echo(f"{address}  (Ctrl-C ends it)"))
+    def explain(lon: float, lat: float, time: str) -> str:
+        return explain_text(folder, lon, lat, time[:10])
+
+    is_job = (folder / "job.json").is_file()
+    view(
+        folder,
+        port,
+        explain=explain if is_job else None,
+        started=lambda address: click.echo(f"{address}  (Ctrl-C ends it)"),
+    )
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ _OF_VARIABLES = {
     "ancillary_variables",
     "cell_methods",
     "comment",
+    "flags_evaluated_from",
+    "flags_not_evaluated",
     "flag_masks",
     "flag_meanings",
     "flag_values",
