@@ -122,10 +122,13 @@ def _normalise(
     values: Array, scale: float, low: float, high: float, out: Float32, clipped: Counts
 ) -> None:
     """Write (scale * values - low) / (high - low), clipped to [0, 1], and count the clipped."""
-    if np.asarray(values).dtype != np.float32:
+    if np.asarray(values).dtype == np.float32:
+        np.multiply(values, np.float32(scale), out=out)
+        out -= np.float32(low)
+        out /= np.float32(high - low)
+    else:
         # Bring the value near zero in its own precision before it is rounded to float32.
-        values = np.asarray(values, np.float64)
-    out[...] = (values * scale - low) / (high - low)
+        out[...] = (np.asarray(values, np.float64) * scale - low) / (high - low)
     clipped += (out < 0) | (out > 1)
     np.clip(out, 0, 1, out=out)
 
@@ -278,7 +281,7 @@ class Block:
         """Encode some pixels; their series are normalised once for all acquisitions."""
         values = {n: v[..., part] if n != "day_of_year" else v for n, v in self.values.items()}
         series, clipped_steps = encode_series(self.contract, values)
-        gaps = np.logical_or.reduce(np.isnan(series), axis=0)
+        gaps = np.isnan(series.sum(axis=0))
         pixels = series.shape[-1]
         shape = self.ends.size, len(self.contract.snapshot), pixels
         snapshots = np.empty(shape, np.float32)
