@@ -64,7 +64,7 @@ def test_notebook_and_command_line_write_the_same_maps(user, in_process, tmp_pat
         line
         for block in blocks("README.md", "console")
         for line in block.splitlines()
-        if line.startswith("$ xsoilsm map")
+        if line.startswith("$ xsoilsm map --")
     ]
     folder = tmp_path / "cli"
     folder.mkdir()

@@ -178,16 +178,29 @@ def demo(out: Path, quiet: bool) -> None:
 @click.option("--spacing", type=float, default=10.0, show_default=True, help="Radar pixel in m.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace another landscape at PATH.")
+@click.option(
+    "--twin",
+    type=click.Choice(["tiny", "small", "full"]),
+    help="Regions, years and stations for training instead, in this size.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @one_line_errors
-def simulate(path: Path | None, quiet: bool, **options: Any) -> None:
+def simulate(path: Path | None, twin: str | None, quiet: bool, **options: Any) -> None:
     """Simulate a landscape with its satellite data, as a static STAC catalog at PATH.
 
-    Without PATH it becomes the landscape of the catalog "demo".
+    Without PATH it becomes the landscape of the catalog "demo". A twin goes on where an interrupted
+    run of it ended.
     """
     from xsoilsm.progress import share_bar
     from xsoilsm.simulate import landscape_folder, simulate_landscape
 
+    if twin:
+        from xsoilsm.simulate.twin import simulate_twin
+
+        with share_bar(not quiet, "twin") as report:
+            folder = simulate_twin(path or Path("twin"), twin, seed=options["seed"], progress=report)
+        click.echo(f"twin experiment (simulated): {folder}")
+        return
     with share_bar(not quiet, "simulate") as report:
         catalog = simulate_landscape(path or landscape_folder(), progress=report, **options)
     click.echo(f"virtual landscape (simulated): {catalog}")

@@ -9,6 +9,11 @@ How it is made, and where to change it: `noise` draws fields, `land` terrain, so
 `climate` weather, `bucket` soil water, `backscatter` the radar's answer, `orbit` the geometry of
 passes, `scene` their images; `annotation`, `items` and `files` give forms; `ground`, `composites`,
 `reanalysis` and `radar` write the collections; `build` puts everything together.
+
+`stations` and `smap` write the files that truth is read from. `twin` makes several landscapes with
+stations and SMAP for experiments with training: `twin_plan` says which, `twin_land` how the land
+differs from what is told of it, `twin_radar` and `twin_region` write a landscape with large pixels
+and daily truth, `twin_truth` the archives and granules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Outside the seven steps (simulate): from the 100 m cells to coarser grids of other projections.
+"""Outside the seven steps (simulate): from the land's cells to grids of other projections.
 
 Nothing is read.
 """
@@ -46,7 +46,7 @@ def outline(geobox: GeoBox, crs: str, digits: int) -> Json:
 
 
 class Binning:
-    """Means of 100 m cells over coarser pixels of another projection.
+    """Means of the land's cells over pixels of another projection.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Binning:
     def __init__(self, place: Place, crs: str, size: float, origin: tuple[float, float]) -> None:
         rows, columns = place.geobox.shape
         affine = place.geobox.affine
-        parts = 2  # quarters of a cell count on their own
+        parts = max(round(affine.a / 50), 1)  # a cell's parts of some 50 m count on their own
         x = affine.c + (np.arange(columns * parts) + 0.5) / parts * affine.a
         y = affine.f + (np.arange(rows * parts) + 0.5) / parts * affine.e
         project = Transformer.from_crs("EPSG:6933", crs, always_xy=True)
@@ -99,7 +99,7 @@ class Binning:
         Parameters
         ----------
         values : (y, x) ndarray
-            On the 100 m cells.
+            On the land's cells.
         where : (y, x) ndarray of bool, optional
             Cells that count.
 

@@ -22,7 +22,16 @@ from xsoilsm.simulate.climate import LAPSE_RATE, Weather, potential_evaporation
 from xsoilsm.simulate.land import WATER, Land, Place, ndvi
 from xsoilsm.simulate.noise import Fractal
 
-__all__ = ["DRIEST", "LOWER_MM", "UPPER_MM", "Fluxes", "Soil", "daily_soil_moisture", "green_cover"]
+__all__ = [
+    "DRIEST",
+    "LOWER_MM",
+    "UPPER_MM",
+    "Fluxes",
+    "Soil",
+    "daily_soil_moisture",
+    "green_cover",
+    "step_days",
+]
 
 Dates = npt.NDArray[np.datetime64]
 Float32 = npt.NDArray[np.float32]
@@ -193,16 +202,39 @@ class LocalWeather:
         return potential_evaporation(self.temperature(date), day_range, self._lat, date)
 
 
-def _step_days(
-    place: Place, land: Land, weather: Weather, lat: npt.NDArray[np.float64]
+def step_days(
+    place: Place,
+    land: Land,
+    weather: Weather,
+    lat: npt.NDArray[np.float64],
+    greenness: Callable[[np.datetime64], Float32] | None = None,
 ) -> Iterator[tuple[np.datetime64, Float32]]:
-    """Date and daily mean soil moisture of a block of rows, day after day."""
+    """Step a block of rows day after day.
+
+    Parameters
+    ----------
+    place : Place
+    land : Land
+        Of the block.
+    weather : Weather
+    lat : (y,) ndarray
+        Latitudes of the block's rows in degrees.
+    greenness : callable, optional
+        NDVI (y, x) of a date; that of the land's mean year where it is left out.
+
+    Yields
+    ------
+    date : datetime64[D]
+    moisture : (y, x) ndarray of float32
+        Daily mean soil moisture in m3 m-3, of the ground under water too.
+    """
+    seen = greenness or (lambda date: ndvi(land, date))
     local = LocalWeather(place, weather, lat, place.axes[1], land.elevation)
     soil = Soil(land)
-    cover = green_cover(ndvi(land, weather.dates[0]))
+    cover = green_cover(seen(weather.dates[0]))
     for date, is_start in zip(weather.dates, is_period_start(weather.dates), strict=True):
         if is_start:
-            cover = green_cover(ndvi(land, date))
+            cover = green_cover(seen(date))
         before = soil.upper.copy()
         soil.step(local.precipitation(date), local.potential(date), cover)
         yield date, (before + soil.upper) / 2
@@ -246,7 +278,7 @@ def daily_soil_moisture(
 
     def run(block: slice) -> None:
         part = land.rows(block)
-        for date, moisture in _step_days(place, part, weather, lat[block]):
+        for date, moisture in step_days(place, part, weather, lat[block]):
             if date in wanted:
                 result[date][block] = np.where(part.cover == WATER, np.nan, moisture)
             if date >= last:

@@ -6,6 +6,7 @@ Aqua by turns, no declared nodata, no platform, no EPSG code. Writes; reads noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from xsoilsm.simulate.land import Land, Place, ndvi
 from xsoilsm.simulate.noise import Fractal, generator
 
 __all__ = ["NDVI_FILL", "NDVI_SCALE", "SINUSOIDAL", "write_vegetation"]
+
+Float32 = npt.NDArray[np.float32]
 
 SINUSOIDAL = (
     'PROJCS["unnamed",GEOGCS["Unknown datum based upon the custom spheroid",'
@@ -90,7 +93,13 @@ def _modis_windows(binning: Binning) -> list[_Window]:
 
 
 def write_vegetation(
-    catalogue: Catalogue, place: Place, land: Land, starts: Dates, *, threads: int = 1
+    catalogue: Catalogue,
+    place: Place,
+    land: Land,
+    starts: Dates,
+    *,
+    greenness: Callable[[np.datetime64], Float32] | None = None,
+    threads: int = 1,
 ) -> None:
     """Write `modis-13Q1-061`: 16-day composites of Terra and Aqua by turns, every eight days.
 
@@ -101,6 +110,8 @@ def write_vegetation(
     land : Land
     starts : ndarray of datetime64[D]
         First days of composites.
+    greenness : callable, optional
+        NDVI (y, x) of a date; that of the land's mean year where it is left out.
     threads : int, default 1
         The files do not depend on it.
     """
@@ -108,12 +119,13 @@ def write_vegetation(
     binning = Binning(place, SINUSOIDAL, _TILE / _TILE_PIXELS, origin)
     windows = _modis_windows(binning)
     frame = place.frame(*place.axes)
+    seen = greenness or (lambda date: ndvi(land, date))
     jobs = []
 
     def compose(start: np.datetime64) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int8]]:
         number = int((start - np.datetime64("1900-01-01")).astype(np.int64))
         rng = generator(place.seed, "composite", number)
-        green = binning.mean(ndvi(land, start + 8))
+        green = binning.mean(seen(start + 8))
         clouds = Fractal(place.seed, "clouds", 8000, 4, 0.6, (number,)).on_axes(*frame)
         cloudy = binning.mean(clouds)
         green = green + rng.normal(0, 0.008, green.shape)

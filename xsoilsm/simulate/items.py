@@ -340,6 +340,8 @@ def rtc_item(
     geobox: Any,
     ring: list[tuple[float, float]],
     files: dict[str, Path],
+    *,
+    angle: Path | None = None,
 ) -> None:
     """Write the `sentinel-1-rtc` item of a slice.
 
@@ -353,6 +355,9 @@ def rtc_item(
         Outline of the data as longitude and latitude, closed.
     files : dict of Path
         Files by polarisation; their size and checksum are taken.
+    angle : Path, optional
+        Incidence angle on the ellipsoid in degrees on the same pixels. Such an item has no GRD
+        item to be derived from.
     """
     height, width = geobox.shape
     properties = {
@@ -385,6 +390,14 @@ def rtc_item(
         "type": "application/json",
         "title": "Sentinel 1 GRD Item",
     }
+    if angle is not None:
+        assets["angle"] = {
+            "href": catalogue.href(angle),
+            "type": COG,
+            "roles": ["data"],
+            "title": "Incidence angle on the ellipsoid in degrees",
+            "raster:bands": [{"data_type": "float32", "unit": "degree"}],
+        }
     catalogue.add(
         "sentinel-1-rtc",
         f"{part.name}_rtc",
@@ -392,5 +405,5 @@ def rtc_item(
         properties=properties,
         assets=assets,
         extensions=("sar", "sat", "projection", "file", "raster"),
-        links=(source,),
+        links=(source,) if angle is None else (),
     )

@@ -11,7 +11,7 @@ quartz; seasons of vegetation as double logistic curves (Zhang et al. 2003).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,18 @@ from xsoilsm.grid import ease2_geobox, get_grid, grid_of, xy_to_lonlat
 from xsoilsm.simulate.climate import MEDITERRANEAN, Climate, day_of_year
 from xsoilsm.simulate.noise import Fractal, Patches, uniform
 
-__all__ = ["BUILT", "CROP", "FOREST", "GRASS", "WATER", "Land", "Place", "make_land", "ndvi"]
+__all__ = [
+    "BUILT",
+    "CROP",
+    "FOREST",
+    "GRASS",
+    "WATER",
+    "Character",
+    "Land",
+    "Place",
+    "make_land",
+    "ndvi",
+]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -39,6 +50,38 @@ MARGIN_KM = 2.0
 
 
 @dataclass(frozen=True)
+class Character:
+    """What tells the land of one place from that of another.
+
+    Parameters
+    ----------
+    base_elevation : float
+        Height in m around which the terrain rises and falls.
+    relief : float
+        Standard deviation in m of the heights without valleys, which deepen with it.
+    forest : float
+        Raises the share of forest; in standard deviations of the field that decides.
+    grass : float
+        The same for grass among what is no forest.
+    green : float
+        Factor on the NDVI of all vegetation.
+    sand, clay : float
+        Means in percent.
+    regional : float
+        Standard deviations of soil texture that vary over some ten km, for one within some km.
+    """
+
+    base_elevation: float = BASE_ELEVATION
+    relief: float = 95.0
+    forest: float = 0.0
+    grass: float = 0.0
+    green: float = 1.0
+    sand: float = 45.0
+    clay: float = 22.0
+    regional: float = 0.0
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a landscape lies and what it is drawn from.
 
@@ -50,12 +93,17 @@ class Place:
         Side of the square region.
     seed : int
     climate : Climate
+    character : Character
+    res : {"100m", "500m", "1km"}, default "100m"
+        Grid of the cells on which the land is simulated.
     """
 
     centre: tuple[float, float]
     size_km: float
     seed: int
     climate: Climate = MEDITERRANEAN
+    character: Character = field(default_factory=Character)
+    res: str = "100m"
 
     def frame(self, lat: npt.ArrayLike, lon: npt.ArrayLike) -> tuple[Float64, Float64]:
         """Northing and easting in m of latitudes and longitudes, for the random fields."""
@@ -74,15 +122,15 @@ class Place:
 
     @cached_property
     def truth_geobox(self) -> GeoBox:
-        """The region's cells of the 100 m EASE-Grid 2.0."""
-        return ease2_geobox(self.box(), "100m")
+        """The region's cells of the EASE-Grid 2.0."""
+        return ease2_geobox(self.box(), self.res)
 
     @cached_property
     def geobox(self) -> GeoBox:
-        """The simulated land: the region's 100 m cells and a margin around them."""
-        _, rows, columns = grid_of(self.truth_geobox)
-        pad = round(MARGIN_KM * 10)
-        return get_grid("100m").geobox(
+        """The simulated land: the region's cells and a margin around them."""
+        cells, rows, columns = grid_of(self.truth_geobox)
+        pad = round(MARGIN_KM * 1000 / cells.cell)
+        return get_grid(self.res).geobox(
             (rows[0] - pad, rows[1] + pad), (columns[0] - pad, columns[1] + pad)
         )
 
@@ -101,11 +149,12 @@ class Place:
             Fractal(self.seed, "valleys", 6000, 6),
         )
 
-    @staticmethod
-    def _raise(relief: Float32, valleys: Float32) -> Float32:
+    def _raise(self, relief: Float32, valleys: Float32) -> Float32:
         """Height in m from the two fields: valleys follow the zero line of the second."""
         valley = np.exp(-np.square(valleys / np.float32(0.3)))
-        height = BASE_ELEVATION + np.float32(95) * relief - np.float32(70) * valley
+        high = np.float32(self.character.relief)
+        deep = np.float32(self.character.relief * 70 / 95)
+        height = self.character.base_elevation + high * relief - deep * valley
         return np.asarray(height, dtype=np.float32)
 
     def elevation(self, lat: Float64, lon: Float64, octaves: int | None = None) -> Float32:
@@ -207,9 +256,12 @@ def _cover(place: Place, v: Float64, u: Float64, hollow: Float32, height: Float3
     """Land cover of dims (y, x)."""
     seed = place.seed
     cover = np.full(height.shape, CROP, dtype=np.uint8)
-    cover[Fractal(seed, "grass", 2500, 5, 0.6).on_axes(v, u) > 0.55] = GRASS
-    upland = (height - np.float32(BASE_ELEVATION)) / np.float32(95)
-    cover[Fractal(seed, "forest", 3500, 6, 0.6).on_axes(v, u) + 0.5 * upland > 1.0] = FOREST
+    character = place.character
+    grass = Fractal(seed, "grass", 2500, 5, 0.6).on_axes(v, u)
+    cover[grass > 0.55 - character.grass] = GRASS
+    upland = (height - np.float32(character.base_elevation)) / np.float32(character.relief)
+    forest = Fractal(seed, "forest", 3500, 6, 0.6).on_axes(v, u)
+    cover[forest + 0.5 * upland > 1.0 - character.forest] = FOREST
     cover[Fractal(seed, "built", 1800, 4, 0.6).on_axes(v, u) > 2.1] = BUILT
     cover[Fractal(seed, "water", 2000, 4, 0.5).on_axes(v, u) + 0.6 * hollow > 2.1] = WATER
     return cover
@@ -228,18 +280,23 @@ def make_land(place: Place, lat: Float64, lon: Float64) -> Land:
     -------
     Land
     """
-    seed, climate = place.seed, place.climate
+    seed, climate, character = place.seed, place.climate, place.character
     v, u = place.frame(lat, lon)
     height = place.elevation(lat, lon)
-    hollow = np.clip((place.elevation(lat, lon, 4) - height) / np.float32(12), -1, 1)
+    depth = np.float32(character.relief * 12 / 95)
+    hollow = np.clip((place.elevation(lat, lon, 4) - height) / depth, -1, 1)
     cover = _cover(place, v, u, hollow, height)
     patch = Patches(seed, "fields", 450).on_axes(v, u)
 
     coarse = Fractal(seed, "texture", 4000, 6, 0.6).on_axes(v, u)
     other = Fractal(seed, "clay", 4000, 6, 0.6).on_axes(v, u)
     dense = Fractal(seed, "density", 3000, 5, 0.6).on_axes(v, u)
-    sand = np.clip(45 + 13 * coarse - 3 * hollow, 8, 88)
-    clay = np.clip(22 - 5 * coarse + 6 * other + 2 * hollow, 3, 55)
+    if character.regional:
+        wide = np.float32(character.regional)
+        coarse = coarse + wide * Fractal(seed, "regional texture", 15000).on_axes(v, u)
+        other = other + wide * Fractal(seed, "regional clay", 15000).on_axes(v, u)
+    sand = np.clip(character.sand + 13 * coarse - 3 * hollow, 8, 88)
+    clay = np.clip(character.clay - 5 * coarse + 6 * other + 2 * hollow, 3, 55)
     clay = np.minimum(clay, 96 - sand)
     density = 1.36 + 0.003 * (sand - 45) + 0.06 * dense - 0.15 * (cover == FOREST)
     density = np.clip(density, 0.95, 1.7)
@@ -263,6 +320,9 @@ def make_land(place: Place, lat: Float64, lon: Float64) -> Land:
         [crop_peak, climate.grass_peak + 16 * (second - 0.5), climate.grass_peak + 20, 140],
         0,
     )
+    if character.green != 1:
+        lowest_green = np.where(cover == WATER, lowest_green, lowest_green * character.green)
+        rise = rise * character.green
     season = np.select(kinds, [np.where(summer, 100.0, 125.0), 150.0, 190.0, 170.0], 150.0)
     lowest_green = lowest_green + np.where(cover == WATER, 0, fine)
     greenness = np.stack(

@@ -51,7 +51,12 @@ _WEATHER = {
 
 
 def write_weather(
-    catalogue: Catalogue, weather: Weather, first: np.datetime64, last: np.datetime64
+    catalogue: Catalogue,
+    weather: Weather,
+    first: np.datetime64,
+    last: np.datetime64,
+    *,
+    yearly: bool = False,
 ) -> None:
     """Write `era5-pds`: hourly Zarr stores and two items a month.
 
@@ -60,23 +65,36 @@ def write_weather(
     catalogue : Catalogue
     weather : Weather
     first, last : datetime64
-        Dates in the first and in the last month.
+        Dates in the first and in the last month, or year.
+    yearly : bool, default False
+        One store a year instead, from `first` to `last`: far fewer files, in an order that the
+        real archive does not have.
     """
-    for month in np.arange(first.astype("datetime64[M]"), last.astype("datetime64[M]") + 1):
+    unit = "Y" if yearly else "M"
+    for month in np.arange(
+        first.astype(f"datetime64[{unit}]"), last.astype(f"datetime64[{unit}]") + 1
+    ):
         days = np.arange(month, month + 1, dtype="datetime64[D]")
+        days = days[(days >= first) & (days <= last)] if yearly else days
         temperature = np.concatenate([weather.hourly_temperature(day) for day in days])
         precipitation = np.concatenate([weather.hourly_precipitation(day) for day in days])
         for kind, values in (("an", temperature), ("fc", precipitation)):
-            _write_month(catalogue, month, kind, values, weather)
+            _write_store(catalogue, str(month), days, kind, values, weather)
 
 
-def _write_month(
-    catalogue: Catalogue, month: np.datetime64, kind: str, values: Float32, weather: Weather
+def _write_store(
+    catalogue: Catalogue,
+    label: str,
+    days: npt.NDArray[np.datetime64],
+    kind: str,
+    values: Float32,
+    weather: Weather,
 ) -> None:
+    """Write one store and its item; the label is year and month, or the year."""
     variable, title, attributes = _WEATHER[kind]
     east = np.mod(weather.lon, 360)
     order = np.argsort(east)
-    hours = np.arange(month, month + 1, dtype="datetime64[h]")
+    hours = np.arange(days[0], days[-1] + 1, dtype="datetime64[h]")
     time = hours.astype("datetime64[ns]")
     dataset = xr.Dataset(
         {variable: (("time", "lat", "lon"), values[:, :, order], attributes)},
@@ -107,9 +125,9 @@ def _write_month(
     }
     for name in ("time", "time1_bounds"):
         if name in dataset:
-            dataset[name].encoding = {"units": f"hours since {month}-01", "dtype": "int32"}
-    year, number = str(month).split("-")
-    path = catalogue.root / "data" / "era5" / "ERA5" / year / number / f"{variable}.zarr"
+            dataset[name].encoding = {"units": f"hours since {days[0]}", "dtype": "int32"}
+    folder = catalogue.root.joinpath("data", "era5", "ERA5", *label.split("-"))
+    path = folder / f"{variable}.zarr"
     write_zarr(path, dataset)
     begin, end = f"{hours[0]}:00:00Z", f"{hours[-1]}:00:00Z"
 
@@ -135,7 +153,7 @@ def _write_month(
     ]
     catalogue.add(
         "era5-pds",
-        f"era5-pds-{month}-{kind}",
+        f"era5-pds-{label}-{kind}",
         geometry=polygon(ring),
         properties={
             "datetime": None,

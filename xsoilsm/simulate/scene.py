@@ -36,6 +36,7 @@ __all__ = [
     "image_geobox",
     "make_surface",
     "render",
+    "shorten",
     "time_range",
 ]
 
@@ -254,7 +255,7 @@ def time_range(place: Place, overpass: Overpass, geobox: GeoBox) -> tuple[float,
     return _Nodes(place, overpass, geobox).times
 
 
-def _shorten(values: Float32) -> Float32:
+def shorten(values: Float32) -> Float32:
     """Round float32 to fewer bits of mantissa, so that files compress."""
     drop = 23 - _KEPT_BITS
     bits = np.ascontiguousarray(values).view(np.uint32)
@@ -325,7 +326,7 @@ def render(
             sigma0 = (density * above + passed * ground).astype(np.float32)
             power = backscatter.terrain_flattened(sigma0, local) + noise / cosine
             power *= backscatter.speckle(rng, power.shape)
-            seen = _shorten(np.maximum(power, 1e-7).astype(np.float32))
+            seen = shorten(np.maximum(power, 1e-7).astype(np.float32))
             seen[outside] = np.nan
             target[first:last] = seen
         image.time[first:last] = at["time"]
