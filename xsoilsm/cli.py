@@ -198,7 +198,9 @@ def simulate(path: Path | None, twin: str | None, quiet: bool, **options: Any) -
         from xsoilsm.simulate.twin import simulate_twin
 
         with share_bar(not quiet, "twin") as report:
-            folder = simulate_twin(path or Path("twin"), twin, seed=options["seed"], progress=report)
+            folder = simulate_twin(
+                path or Path("twin"), twin, seed=options["seed"], progress=report
+            )
         click.echo(f"twin experiment (simulated): {folder}")
         return
     with share_bar(not quiet, "simulate") as report:
