@@ -11,7 +11,6 @@ from synthetic import golden_cube, map_cube
 
 import xsoilsm
 from xsoilsm.calibration import Calibration, fit_calibration, share_within, uncertainty
-from xsoilsm.card import EnsembleCard
 from xsoilsm.domain import distance, domain_table, standard_scores, statistics_of
 from xsoilsm.ensemble import Ensemble
 from xsoilsm.quality import QualityFlag
@@ -181,12 +180,8 @@ def test_a_calibrated_uncertainty_covers_what_it_should():
         Calibration(**CALIBRATION.model_dump() | {"floor": -1.0})
 
 
-class CalibratedCard(EnsembleCard):
-    calibration: Calibration | None = None
-
-
 def test_uncertainty_exists_only_with_a_calibration_for_the_grid(ensemble):
-    card = CalibratedCard(**ensemble.card.model_dump(), calibration=CALIBRATION)
+    card = ensemble.card.model_copy(update={"calibration": CALIBRATION})
     calibrated = Ensemble(card, ensemble.contract, ensemble.digest, ensemble.folder)
     cube = map_cube()
     assert "soil_moisture_uncertainty" not in cube.sm.retrieve(ensemble)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from xsoilsm.ensemble import Ensemble
     from xsoilsm.evaluation import Evaluation
+    from xsoilsm.finetuning import Finetuned
 
 __all__ = ["SoilMoistureAccessor"]
 
@@ -71,6 +72,12 @@ class SoilMoistureAccessor:
         from xsoilsm.evaluation import evaluate_dataset
 
         return evaluate_dataset(self._dataset, truth, **options)
+
+    def finetune(self, stations: Any, name: str, **options: Any) -> Finetuned:
+        """Tune an ensemble on stations, see `xsoilsm.finetuning.finetune`. Computes."""
+        from xsoilsm.finetuning import finetune
+
+        return finetune(self._dataset, stations, name, **options)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw a map with its flags hatched, see `xsoilsm.viewing.pictures.plot_map`. Computes."""

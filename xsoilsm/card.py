@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from xsoilsm.calibration import Calibration
 from xsoilsm.catalog import CatalogError
 from xsoilsm.contract import Contract, get_contract
 from xsoilsm.grid import get_grid
@@ -161,6 +162,8 @@ class EnsembleCard(_Model):
     licence : Licence
     citation : Citation
     training : Training
+    calibration : Calibration, optional
+        How the spread of the members becomes an uncertainty; from sites held out of training.
     simulated : bool, default False
         Trained on simulated data: such an ensemble is used only where it is asked for by its
         own name or path.
@@ -179,6 +182,7 @@ class EnsembleCard(_Model):
     licence: Licence
     citation: Citation
     training: Training
+    calibration: Calibration | None = None
     simulated: bool = False
     created: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
 
@@ -212,7 +216,7 @@ class EnsembleCard(_Model):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that decides a number: name, grid, contract, files of members.
+        """SHA-256 of everything that decides a number: name, grid, contract, files and calibration.
 
         Raises
         ------
@@ -230,6 +234,8 @@ class EnsembleCard(_Model):
             "contract": self.get_contract().digest,
             "members": [[m.depth, m.width, m.sha256] for m in self.members],
         }
+        if self.calibration is not None:
+            content["calibration"] = self.calibration.model_dump()
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -427,6 +427,45 @@ def train_command(samples: Path, name: str, quiet: bool, **options: Any) -> None
     click.echo(describe_ensemble(ensemble))
 
 
+@main.command("finetune")
+@click.argument("stations", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("name")
+@click.option("--cube", type=click.Path(exists=True, path_type=Path), help="Cube: .zarr or .nc.")
+@click.option("--catalog", default="planetary-computer", show_default=True, help="Name or path.")
+@click.option("--time", help="Days in UTC, for instance 2020 or START/END. [default: all]")
+@click.option("--res", help="9km, 1km, 500m or 100m. [default: that of the cube, else 1km]")
+@click.option("--base", default="DenseSM-E", show_default=True, help="Ensemble to start from.")
+@click.option("--folds", default=5, show_default=True, help="Of the cross-validation by site.")
+@click.option("--block", help="Hold out sites in one cell of this grid together: 9km, 1km, 500m.")
+@click.option("--no-validation", is_flag=True, help="Make an ensemble of which nothing is known.")
+@click.option("--member", "members", multiple=True, metavar="DEPTH-WIDTH", help="Only this one.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the recipe.")
+@click.option("--report", type=click.Path(path_type=Path), help="HTML file.")
+@click.option("--licence", help="SPDX name of the terms of the new ensemble.")
+@click.option("--simulated", is_flag=True, default=None, help="The data are simulated.")
+@click.option("--together", is_flag=True, help="Read what lies between dense stations too.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--restart", is_flag=True, help="Throw away what an interrupted run left.")
+@click.option("--overwrite", is_flag=True, help="Replace an ensemble and report of this name.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@one_line_errors
+def finetune_command(
+    stations: tuple[Path, ...], name: str, no_validation: bool, quiet: bool, **options: Any
+) -> None:
+    """Tune an ensemble on STATIONS, a table or archives of the ISMN, and validate it by site.
+
+    The new ensemble gets the NAME. Run again, it goes on where it stopped.
+    """
+    from xsoilsm.finetuning import finetune_files
+    from xsoilsm.progress import share_bar
+
+    truth = stations[0] if len(stations) == 1 else list(stations)
+    validation = None if no_validation else "sites"
+    with share_bar(not quiet, name) as report:
+        made = finetune_files(truth, name, validation=validation, progress=report, **options)
+    click.echo(made)
+
+
 @main.command("evaluate")
 @click.argument("table", type=click.Path(exists=True, path_type=Path))
 @click.option("--report", type=click.Path(path_type=Path), help="HTML file to write.")

@@ -180,7 +180,7 @@ def _wanted(cube: xr.Dataset, names: list[str]) -> str:
 
 def _calibration(ensemble: Ensemble, cells: str | None) -> Calibration | None:
     """Calibration of an ensemble's card, where it holds for these cells."""
-    calibration: Calibration | None = getattr(ensemble.card, "calibration", None)
+    calibration = ensemble.card.calibration
     return calibration if calibration and calibration.resolution == cells else None
 
 
