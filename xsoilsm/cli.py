@@ -467,7 +467,7 @@ def finetune_command(
 
 
 @main.command("evaluate")
-@click.argument("table", type=click.Path(exists=True, path_type=Path))
+@click.argument("table", type=click.Path(exists=True, path_type=Path), required=False)
 @click.option("--report", type=click.Path(path_type=Path), help="HTML file to write.")
 @click.option("--qa4sm", type=click.Path(path_type=Path), help="NetCDF file to write.")
 @click.option("--truth", default="soil_moisture", show_default=True, help="Column of the truth.")
@@ -481,12 +481,50 @@ def finetune_command(
 )
 @click.option("--simulated", is_flag=True, default=None, help="The samples are simulated.")
 @click.option("--overwrite", is_flag=True, help="Replace files of the same names.")
+@click.option(
+    "--scenario",
+    type=click.Choice(["dependent", "on-site", "off-site"]),
+    help="Run this scenario instead, on --data.",
+)
+@click.option("--data", type=click.Choice(["twin"]), default="twin", show_default=True)
+@click.option(
+    "--size", type=click.Choice(["tiny", "small", "full"]), default="small", show_default=True
+)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default="validation", show_default=True
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 @one_line_errors
-def evaluate_command(table: Path, **options: Any) -> None:
-    """Compare retrievals with truth in the file TABLE: overall, by cell, year, network."""
-    from xsoilsm.evaluation import evaluate_file
+def evaluate_command(
+    table: Path | None,
+    scenario: Any,
+    data: str,
+    size: Any,
+    out: Path,
+    device: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare retrievals with truth in the file TABLE: overall, by cell, year, network.
 
-    click.echo(evaluate_file(table, **options))
+    With --scenario, train and validate on the simulated twin in the folder OUT instead; the same
+    line again goes on where it stopped.
+    """
+    if (table is None) == (scenario is None):
+        msg = "Name a TABLE or a --scenario, one of both."
+        raise click.UsageError(msg)
+    if table is not None:
+        from xsoilsm.evaluation import evaluate_file
+
+        click.echo(evaluate_file(table, **options))
+        return
+    from xsoilsm.progress import share_bar
+    from xsoilsm.validation import validate_twin
+
+    with share_bar(not quiet, scenario) as report:
+        page = validate_twin(scenario, out, size, device=device, progress=report)
+    click.echo(f"{data} (simulated): {page}")
 
 
 @main.command("bench")
