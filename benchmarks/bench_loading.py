@@ -179,7 +179,7 @@ def _tasks(catalog: Path, region: Any, res: str) -> dict[str, object]:
     kinds = Counter(str(key[0]).split("-")[0] for key in graph)
     radar = kinds["sentinel1"] + kinds["lambda"]
     return {
-        "case": f"tasks for {chunks} chunks of one acquisition: {dict(kinds)}",
+        "case": f"tasks, {chunks} chunks of one acquisition",
         "res": res,
         "tasks per chunk": len(graph) / chunks,
         "of them per acquisition": radar / chunks,

@@ -128,7 +128,7 @@ def density_scatter(evaluations: Sequence[Evaluation], columns: int = 3) -> Figu
     simulated = any(e.simulated for e in evaluations)
     with _canvas(3.7 * columns + 0.3, 3.5 * rows + 0.3, simulated) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, found in zip(grid, evaluations, strict=False):
+        for axes, found in zip(grid[: len(evaluations)], evaluations, strict=True):
             _density(axes, found)
         for axes in grid[len(evaluations) :]:
             axes.set_axis_off()

@@ -11,13 +11,10 @@ import threading
 import urllib.parse
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from xsoilsm.facts import Service
-from xsoilsm.sources.access import transport
 from xsoilsm.sources.access.transport import (
     RequestFailed,
     Span,
@@ -25,6 +22,7 @@ from xsoilsm.sources.access.transport import (
     hide_signatures,
     is_web,
     patience,
+    with_retries,
 )
 
 __all__ = [
@@ -34,10 +32,7 @@ __all__ = [
     "read_bytes",
     "readable_href",
     "renew_access",
-    "with_retries",
 ]
-
-_T = TypeVar("_T")
 
 _MARGIN = 60.0  # s of life below which a token is not used any more, as planetary-computer does
 
@@ -157,40 +152,6 @@ def renew_access(access: Access, link: str = "") -> bool:
         if not link or token.token in link:
             sas.TOKEN_CACHE.pop(key, None)
     return not link or "sig=" in link
-
-
-def with_retries(
-    action: Callable[[int], _T],
-    what: str,
-    *,
-    passing: Callable[[Exception], bool],
-    access: Access | None = None,
-) -> _T:
-    """Do something, and try again after faults that may pass, with fresh tokens.
-
-    Parameters
-    ----------
-    action : callable
-        Gets the number of the attempt, from 0.
-    what : str
-        What is being done, for messages.
-    passing : callable
-        Tells whether an exception may be gone the next time.
-    access : Access, optional
-        Its tokens are forgotten before another attempt.
-
-    Returns
-    -------
-    object
-        What `action` returns.
-
-    Raises
-    ------
-    ReadFailed
-        As :func:`xsoilsm.sources.access.transport.with_retries`.
-    """
-    before = None if access is None else lambda: renew_access(access)
-    return transport.with_retries(action, what, passing=passing, before=before)
 
 
 def read_bytes(href: str, access: Access, span: Span | None = None) -> bytes:

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xsoilsm.facts import WeatherVariable
-from xsoilsm.sources.access.links import Access, readable_href, with_retries
+from xsoilsm.sources.access.links import Access, readable_href, renew_access
 from xsoilsm.sources.access.search import Bounds
-from xsoilsm.sources.access.transport import ReadFailed
+from xsoilsm.sources.access.transport import ReadFailed, with_retries
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -212,7 +212,10 @@ def _attempt(action: Callable[[], _T], what: str, store: WeatherStore) -> _T:
 
     try:
         return with_retries(
-            act, what, passing=lambda error: _is_passing(error, store), access=store.access
+            act,
+            what,
+            passing=lambda error: _is_passing(error, store),
+            before=lambda: renew_access(store.access),
         )
     except OSError as error:
         cause = error.__cause__
