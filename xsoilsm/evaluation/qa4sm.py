@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xsoilsm.evaluation.files import whole_file
 from xsoilsm.evaluation.scores import IN_WORDS, Evaluation
 from xsoilsm.metrics import agreement, analytic_intervals, valid
+from xsoilsm.wholefile import whole_file
 
 __all__ = ["STATUS", "qa4sm_dataset", "write_qa4sm"]
 

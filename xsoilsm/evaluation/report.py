@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from xsoilsm.evaluation import figures
-from xsoilsm.evaluation.files import whole_file
 from xsoilsm.evaluation.scores import IN_WORDS, INTERVALS, Evaluation
 from xsoilsm.metrics import MEASURES
+from xsoilsm.wholefile import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from xsoilsm import grid
-from xsoilsm.evaluation.files import whole_file
 from xsoilsm.scenarios.splits import Split, site_folds
 from xsoilsm.training import Recipe, Samples
+from xsoilsm.wholefile import whole_file
 
 if TYPE_CHECKING:
     from xsoilsm.state import State

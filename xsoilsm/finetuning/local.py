@@ -28,7 +28,6 @@ from xsoilsm.evaluation import (
     tabulate,
     write_report,
 )
-from xsoilsm.evaluation.files import whole_file
 from xsoilsm.finetuning.folds import Fleet, cross_validate, deal, portion
 from xsoilsm.finetuning.gather import (
     Stations,
@@ -49,6 +48,7 @@ from xsoilsm.finetuning.settings import Settings, Start, agree, workplace
 from xsoilsm.samples.form import check_contract
 from xsoilsm.scenarios.splits import Split
 from xsoilsm.training import Samples
+from xsoilsm.wholefile import whole_file
 
 if TYPE_CHECKING:
     from xsoilsm.card import EnsembleCard

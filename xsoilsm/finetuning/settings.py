@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from xsoilsm.catalog import CatalogError
 from xsoilsm.ensemble import CARD, Ensemble, data_dir, get_ensemble, list_ensembles
-from xsoilsm.evaluation.files import whole_file
 from xsoilsm.finetuning.folds import Fleet
 from xsoilsm.grid import get_grid
 from xsoilsm.training import Recipe, Samples
+from xsoilsm.wholefile import whole_file
 
 if TYPE_CHECKING:
     from xsoilsm.card import EnsembleCard

@@ -34,6 +34,7 @@ from xsoilsm.mapping.region import Region, read_region, region_text
 from xsoilsm.sources.access.search import lonlat_bounds
 from xsoilsm.sources.sentinel1.passes import find_radar
 from xsoilsm.timespan import Time, days_of
+from xsoilsm.wholefile import write_whole
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -450,13 +451,3 @@ def _search(folder: Path, configuration: Configuration, catalog: Catalog) -> Non
     }
     scratch.rename(folder / "inputs")
     write_whole(folder / "job.json", json.dumps(content, indent=1))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file that appears under its name whole or not at all."""
-    scratch = path.with_name(f".{path.name}.partial")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

@@ -31,6 +31,7 @@ from xsoilsm.outputs.pieces import Acquisition, Place
 from xsoilsm.outputs.wording import about_file, iso_time
 from xsoilsm.products import PRODUCTS, safe_name, version_of
 from xsoilsm.quality import MEANINGS, QualityFlag
+from xsoilsm.wholefile import write_whole
 
 __all__ = ["plain_items", "write_stac"]
 
@@ -470,11 +471,5 @@ def _licences(about: Mapping[str, str], card: EnsembleCard | None) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then name it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, text)

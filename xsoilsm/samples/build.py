@@ -39,6 +39,7 @@ from xsoilsm.samples.taking import NAMES, named, no_samples, take_samples, usabl
 from xsoilsm.timespan import Time, days_of
 from xsoilsm.truth.smap import interpolate_days
 from xsoilsm.truth.table import REPORT_COLUMNS, Remarks, Subject, Truth
+from xsoilsm.wholefile import write_whole
 
 __all__ = ["Built", "build_samples"]
 
@@ -277,9 +278,7 @@ def _agree(folder: Path, written: dict[str, Any], parts: list[str]) -> None:
         raise ValueError(msg)
     else:
         text = json.dumps({"settings": written, "parts": parts}, indent=1)
-        scratch = plan.with_name(f".{plan.name}.{os.getpid()}.tmp")
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, plan)
+        write_whole(plan, text)
 
 
 def _is_done(file: Path) -> bool:

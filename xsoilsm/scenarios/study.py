@@ -27,10 +27,10 @@ import pandas as pd
 import xarray as xr
 
 from xsoilsm.evaluation import Evaluation, evaluate, tabulate
-from xsoilsm.evaluation.files import UNFINISHED, whole_file
 from xsoilsm.metrics import agreement, inversion_rate, measures, unit_sums, valid
 from xsoilsm.scenarios.plan import Predictor, Run, Task, Trainer
 from xsoilsm.scenarios.splits import make_split
+from xsoilsm.wholefile import UNFINISHED, whole_file
 
 __all__ = ["Result", "Study", "cell_measures"]
 

@@ -25,6 +25,7 @@ from xsoilsm.simulate.files import write_text
 from xsoilsm.simulate.twin_plan import REGIONS, SIZES, Region, Size, make_place
 from xsoilsm.simulate.twin_region import CATALOG_FILE, STATION_FILE, write_region
 from xsoilsm.simulate.twin_truth import write_archives, write_granules
+from xsoilsm.wholefile import write_whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -134,9 +135,7 @@ def _agree(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_whole(file: Path, content: Mapping[str, Any]) -> None:
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    write_text(scratch, json.dumps(content, indent=1) + "\n")
-    os.replace(scratch, file)
+    write_whole(file, json.dumps(content, indent=1) + "\n")
 
 
 def twin_settings(path: str | os.PathLike[str]) -> tuple[Size, int]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from xsoilsm.state import one_line
 from xsoilsm.weights import write_file
+from xsoilsm.wholefile import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +57,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, identity: Mapping[str, 
     tensors = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     content = save(tensors, metadata={"xsoilsm": json.dumps(facts)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")  # one name: the next run replaces what is left
-    write_file(temporary, content)
-    temporary.replace(path)
+    write_whole(path, content)
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xsoilsm.contract import Contract
 from xsoilsm.ensemble import CARD, Ensemble
 from xsoilsm.state import state_shapes
-from xsoilsm.weights import write_file
+from xsoilsm.wholefile import write_whole
 
 if TYPE_CHECKING:
     import pystac
@@ -225,10 +224,5 @@ def write_item(ensemble: Ensemble, path: str | Path | None = None) -> Path:
         path = ensemble.folder / "item.json"
     path = Path(path).expanduser()
     text = json.dumps(ensemble_item(ensemble).to_dict(include_self_link=False), indent=1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_file(temporary, text.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text)
     return path

@@ -1,4 +1,4 @@
-"""Outside the seven steps (evaluation): files that appear under their name when they are whole."""
+"""Outside the seven steps (files): files that appear under their name when they are whole."""
 
 from __future__ import annotations
 
@@ -9,10 +9,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "whole_file"]
+__all__ = ["UNFINISHED", "whole_file", "write_whole"]
 
 UNFINISHED = ".unfinished-"
 """Beginning of the names of files that are being written."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file, replacing one of that name; the folder must be there.
+
+    What a killed process left behind has one name, and the next call replaces it.
+
+    Parameters
+    ----------
+    path : Path
+    content : str or bytes
+        Text is written as UTF-8.
+    """
+    scratch = path.with_name(f".{path.name}.partial")
+    with scratch.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
 
 
 @contextmanager
