@@ -3,6 +3,8 @@
 * No test reaches the outside world: sockets lead to this machine only, and GDAL, curl and
   other libraries that bring sockets of their own find a proxy at which nobody answers.
 * No test touches the user's files: the home folder and all caches lie in a temporary folder.
+* Ctrl-C interrupts, in this process and in those that tests start, even where the session is a
+  background job of a shell, which has it ignored.
 * Real sample data lie in ``shared`` beside the checkout. Tests that need them are skipped
   where the folder is absent, and fail where the variable ``CI`` says that it must be there.
 """
@@ -13,6 +15,7 @@ import atexit
 import ipaddress
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -84,6 +87,8 @@ def _stay_local(event: str, args: tuple[Any, ...]) -> None:
 
 
 _isolate()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.addaudithook(_stay_local)
 
 import numpy as np  # noqa: E402
