@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -263,6 +264,14 @@ def test_the_report_is_one_file_and_says_simulated_everywhere(tmp_path):
     assert "no validation" in section
     with pytest.raises(FileExistsError):
         write_study_report(path.parent, path)
+    markdown = write_study_report(path.parent, tmp_path / "result.md").read_text(encoding="utf-8")
+    named = re.findall(
+        r"!\[Simulated data: [^\]]+\]\((result/figure-\d\d\.(?:svg|png))\)", markdown
+    )
+    assert len(named) == len(page.images)
+    assert {f"result/{p.name}" for p in (tmp_path / "result").iterdir()} == set(named)
+    assert markdown.count("Simulated data: ") == 2 * len(named) + markdown.count("\n| --- |")
+    assert "**SIMULATED DATA" in markdown
 
 
 def test_a_random_split_is_never_reported_alone(tmp_path):

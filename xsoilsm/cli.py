@@ -468,7 +468,7 @@ def finetune_command(
 
 @main.command("evaluate")
 @click.argument("table", type=click.Path(exists=True, path_type=Path), required=False)
-@click.option("--report", type=click.Path(path_type=Path), help="HTML file to write.")
+@click.option("--report", type=click.Path(path_type=Path), help="HTML or Markdown file to write.")
 @click.option("--qa4sm", type=click.Path(path_type=Path), help="NetCDF file to write.")
 @click.option("--truth", default="soil_moisture", show_default=True, help="Column of the truth.")
 @click.option("--predicted", default="predicted", show_default=True, help="Column compared.")
@@ -523,7 +523,9 @@ def evaluate_command(
     from xsoilsm.validation import validate_twin
 
     with share_bar(not quiet, scenario) as report:
-        page = validate_twin(scenario, out, size, device=device, progress=report)
+        page = validate_twin(
+            scenario, out, size, device=device, report=options["report"], progress=report
+        )
     click.echo(f"{data} (simulated): {page}")
 
 

@@ -102,6 +102,7 @@ def validate_twin(
     device: str = "auto",
     threads: int | None = None,
     workers: int | None = None,
+    report: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Run a scenario on the twin, or what is missing of it.
@@ -121,13 +122,15 @@ def validate_twin(
         Of the training.
     workers : int, optional
         Processes that simulate and take samples.
+    report : path, optional
+        HTML, or Markdown where it ends in ``.md``; by default ``study/report.html`` in `folder`.
     progress : callable, optional
         Takes shares from 0 to 1, and texts.
 
     Returns
     -------
     Path
-        ``report.html``, labelled as simulated.
+        The report, labelled as simulated.
 
     Raises
     ------
@@ -161,6 +164,7 @@ def validate_twin(
         sizes=study.sizes,
         seeds=study.seeds,
         networks=study.networks,
+        report=report,
         progress=progress,
     )
 

@@ -7,7 +7,6 @@ apart. Maps have no coast lines: nothing is downloaded, nothing is shipped.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,10 +83,10 @@ def _canvas(width: float, height: float, simulated: bool) -> Iterator[Figure]:
         yield figure
 
 
-def image(figure: Figure, kind: Literal["png", "svg"] = "png", dpi: int = 130) -> str:
-    """Give a figure as a ``data:`` address, for pages that need no other file.
+def image(figure: Figure, kind: Literal["png", "svg"] = "png", dpi: int = 130) -> bytes:
+    """Give a figure as the content of a file.
 
-    Computes. The same figure gives the same text.
+    Computes. The same figure gives the same bytes.
     """
     import matplotlib as mpl
 
@@ -97,8 +96,7 @@ def image(figure: Figure, kind: Literal["png", "svg"] = "png", dpi: int = 130) -
             figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
         else:
             figure.savefig(held, format="png", dpi=dpi, metadata={"Software": None})
-    mime = "image/svg+xml" if kind == "svg" else "image/png"
-    return f"data:{mime};base64,{base64.b64encode(held.getvalue()).decode('ascii')}"
+    return held.getvalue()
 
 
 def _colour(name: str, index: int) -> str:

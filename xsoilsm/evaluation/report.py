@@ -1,4 +1,4 @@
-"""Outside the seven steps (evaluation): reports, each one HTML file that needs no other.
+"""Outside the seven steps (evaluation): reports, as one HTML file or as Markdown with figures.
 
 A random split puts neighbours of the validated samples, of the same site and week, into the
 training. Its figures are no validation, and no report here shows them without those of sites
@@ -7,9 +7,11 @@ that were not trained on.
 
 from __future__ import annotations
 
+import base64
 import html
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,12 +22,14 @@ import pandas as pd
 from xsoilsm.evaluation import figures
 from xsoilsm.evaluation.scores import IN_WORDS, INTERVALS, Evaluation
 from xsoilsm.metrics import MEASURES
-from xsoilsm.wholefile import whole_file
+from xsoilsm.wholefile import whole_file, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Page", "require_independent", "write_report"]
+
+_SIMULATED = "SIMULATED DATA: no statement about accuracy in the real world."
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:62rem;margin:2rem auto;padding:0 1rem}
@@ -56,29 +60,40 @@ class Page:
 
     def __init__(self, title: str, *, simulated: bool) -> None:
         self.title, self.simulated = title, simulated
-        self._parts: list[str] = []
+        self._parts: list[_Part] = []
 
     def heading(self, text: str) -> None:
         """Begin a section."""
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._parts.append(_Part(f"<h2>{html.escape(text)}</h2>", f"## {text}"))
 
     def text(self, text: str, kind: Literal["", "warning", "meta"] = "") -> None:
         """Add a paragraph."""
-        self._parts.append(f'<p class="{kind}">{html.escape(text)}</p>')
+        self._parts.append(
+            _Part(
+                f'<p class="{kind}">{html.escape(text)}</p>',
+                f"**{text}**" if kind == "warning" else text,
+            )
+        )
 
     def table(self, table: pd.DataFrame, caption: str) -> None:
         """Add a table with its index as the first column; numbers get three decimals."""
-        head = "".join(
-            f"<th>{html.escape(str(name))}</th>"
-            for name in ["" if table.index.name is None else table.index.name, *table.columns]
+        label = self._label(caption)
+        names = ["" if table.index.name is None else str(table.index.name), *table.columns]
+        rows = [
+            [_shown(value) for value in (index, *row)]
+            for index, row in zip(table.index, table.itertuples(index=False), strict=True)
+        ]
+        head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>" for row in rows
         )
-        rows = []
-        for label, row in zip(table.index, table.itertuples(index=False), strict=True):
-            cells = "".join(f"<td>{html.escape(_shown(value))}</td>" for value in (label, *row))
-            rows.append(f"<tr>{cells}</tr>")
+        lines = [names, ["---", *["---:"] * len(table.columns)], *rows]
         self._parts.append(
-            f'<div class="wide"><table><caption>{html.escape(self._label(caption))}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+            _Part(
+                f'<div class="wide"><table><caption>{html.escape(label)}</caption>'
+                f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
+                f"*{label}*\n\n" + "\n".join(f"| {' | '.join(map(str, row))} |" for row in lines),
+            )
         )
 
     def figure(
@@ -87,10 +102,19 @@ class Page:
         """Add a figure; None adds nothing."""
         if figure is None:
             return
-        label = html.escape(self._label(caption))
+        label, picture = self._label(caption), figures.image(figure, kind)
+        mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
+        data = f"data:{mime};base64,{base64.b64encode(picture).decode('ascii')}"
+        number = 1 + sum(part.picture is not None for part in self._parts)
+        name = f"figure-{number:02d}.{kind}"
+        shown = html.escape(label)
         self._parts.append(
-            f'<figure><img src="{figures.image(figure, kind)}" alt="{label}">'
-            f"<figcaption>{label}</figcaption></figure>"
+            _Part(
+                f'<figure><img src="{data}" alt="{shown}">'
+                f"<figcaption>{shown}</figcaption></figure>",
+                f"![{label}]({{folder}}/{name})\n\n*{label}*",
+                (name, picture),
+            )
         )
 
     def _label(self, caption: str) -> str:
@@ -99,29 +123,53 @@ class Page:
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the page. It appears under its name when it is complete.
 
+        A path that ends in ``.md`` gets Markdown, with its figures in a folder of the same name
+        without the ending; any other gets one HTML file that needs no other.
+
         Raises
         ------
         FileExistsError
             When `path` exists and `overwrite` is false.
         """
-        banner = (
-            '<p class="simulated">SIMULATED DATA: no statement about accuracy in the real '
-            "world.</p>"
-            if self.simulated
-            else ""
-        )
+        target = Path(path)
+        with whole_file(target, overwrite=overwrite) as scratch:
+            if target.suffix == ".md":
+                scratch.write_text(self._markdown(target.with_suffix("")), encoding="utf-8")
+            else:
+                scratch.write_text(self._html(), encoding="utf-8")
+        return target
+
+    def _html(self) -> str:
+        banner = f'<p class="simulated">{_SIMULATED}</p>' if self.simulated else ""
         name = html.escape(self.title)
-        page = (
+        return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
             f"<title>{name}</title><style>{_STYLE}</style></head><body>"
             f'<h1>{name}</h1><p class="meta">xsoilsm {version("xsoilsm")}</p>{banner}'
-            + "\n".join(self._parts)
+            + "\n".join(part.html for part in self._parts)
             + "</body></html>\n"
         )
-        with whole_file(path, overwrite=overwrite) as scratch:
-            scratch.write_text(page, encoding="utf-8")
-        return Path(path)
+
+    def _markdown(self, folder: Path) -> str:
+        """Write the figures, and give the text that shows them."""
+        pictures = [part.picture for part in self._parts if part.picture is not None]
+        if pictures:
+            folder.mkdir(exist_ok=True)
+        for name, picture in pictures:
+            write_whole(folder / name, picture)
+        parts = [f"# {self.title}", *([f"**{_SIMULATED}**"] if self.simulated else [])]
+        parts += [part.markdown.replace("{folder}", folder.name) for part in self._parts]
+        return "\n\n".join(parts) + "\n"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a page in both forms; a picture has a name and its bytes."""
+
+    html: str
+    markdown: str
+    picture: tuple[str, bytes] | None = None
 
 
 def _shown(value: Any) -> str:
@@ -163,7 +211,7 @@ def write_report(
     title: str = "Evaluation of soil moisture",
     overwrite: bool = False,
 ) -> Path:
-    """Write one HTML file with the measures and figures of one or more evaluations.
+    """Write the measures and figures of one or more evaluations.
 
     Computes.
 
@@ -172,6 +220,7 @@ def write_report(
     evaluations : Evaluation or sequence of Evaluation
         With different names.
     path : path
+        HTML, or Markdown where it ends in ``.md``; see `Page.write`.
     title : str
     overwrite : bool, default False
 

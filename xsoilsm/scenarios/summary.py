@@ -57,6 +57,7 @@ def run_scenario(
     seeds: int | Sequence[int] = SEEDS,
     arms: Sequence[Arm] = ARMS,
     networks: Sequence[str] = NETWORKS,
+    report: str | os.PathLike[str] | None = None,
     progress: Callable[[float | str], None] | None = None,
 ) -> Path:
     """Run a scenario, or what is missing of it, and write its report.
@@ -79,13 +80,15 @@ def run_scenario(
         For each scenario; by default those of Zhu et al. (2024), also where one is missing.
     seeds, arms, networks
         See `xsoilsm.scenarios.plan`.
+    report : path, optional
+        By default ``report.html`` in `folder`; see `write_study_report`.
     progress : callable, optional
         Takes shares from 0 to 1, and texts.
 
     Returns
     -------
     Path
-        ``report.html`` in `folder`, of everything that the study holds.
+        The report, of everything that the study holds.
 
     Raises
     ------
@@ -103,7 +106,7 @@ def run_scenario(
     ]
     study = Study.create(folder, samples, trainer=trainer, truth=truth)
     study.run(runs, samples, train, progress=progress)
-    return write_study_report(study, study.folder / "report.html", overwrite=True)
+    return write_study_report(study, report or study.folder / "report.html", overwrite=True)
 
 
 def require_off_site(scores: pd.DataFrame) -> None:
@@ -177,7 +180,7 @@ def write_study_report(
     title: str = "Three scenarios",
     overwrite: bool = False,
 ) -> Path:
-    """Write one HTML file with all results of a study.
+    """Write all results of a study.
 
     Computes.
 
@@ -185,6 +188,7 @@ def write_study_report(
     ----------
     study : Study or path
     path : path
+        HTML, or Markdown where it ends in ``.md``; see `xsoilsm.evaluation.Page.write`.
     title : str
     overwrite : bool, default False
 
