@@ -274,6 +274,22 @@ def test_the_report_is_one_file_and_says_simulated_everywhere(tmp_path):
     assert "**SIMULATED DATA" in markdown
 
 
+def test_networks_that_diverged_are_reported_as_invalid(tmp_path):
+    def train(samples, task, seed):
+        predict = train_ridge(samples, task, seed)
+        if task.arm != "benchmark":
+            return predict
+        return lambda given: tuple(10 * values for values in predict(given))
+
+    sizes = {"off-site": [5]}
+    study = tmp_path / "study"
+    options = {"trainer": "x", "sizes": sizes, "seeds": 1, "networks": ["SCAN"]}
+    path = run_scenario("off-site", SAMPLES, train, study, **options)
+    assert "benchmark" in path.read_text(encoding="utf-8")
+    scores = Study.open(study).scores().set_index("arm")
+    assert scores["inversion_rate"]["benchmark"] < 0.5 < scores["inversion_rate"]["transfer"]
+
+
 def test_a_random_split_is_never_reported_alone(tmp_path):
     study = Study.create(tmp_path / "study", SAMPLES, trainer="ridge 1")
     with pytest.raises(ValueError, match="no results yet"):

@@ -377,9 +377,9 @@ class Study:
         if result is None:
             msg = f"{run.key} is not done; the study in {self.folder} has no result of it"
             raise ValueError(msg)
-        table = self.samples.iloc[result.rows].assign(
-            predicted=result.predicted, spread=result.spread
-        )
+        # What a diverged network says may lie in any range, which is no question of units.
+        usable = np.where(valid(result.predicted), result.predicted, np.nan)
+        table = self.samples.iloc[result.rows].assign(predicted=usable, spread=result.spread)
         return evaluate(
             table,
             truth="truth",

@@ -358,7 +358,7 @@ def _gain(page: Page, loaded: _Loaded, first: Run, second: Run, label: str) -> N
     if a is None or b is None or not np.array_equal(a.rows, b.rows):
         return
     table = loaded.study.samples.iloc[a.rows].reset_index(drop=True)
-    gain = compare(table.assign(predicted=a.predicted), a.predicted, b.predicted)
+    gain = compare(table.assign(predicted=np.nan), a.predicted, b.predicted)
     page.table(
         gain.rename(columns={"cells_higher": "share of cells higher"}),
         f"{label}: {first.arm} minus {second.arm}, with 95 % intervals of paired draws of "
