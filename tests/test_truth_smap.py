@@ -103,9 +103,41 @@ def test_fill_and_nonsense_never_enter(tmp_path: Path) -> None:
     assert len(truth.table) == 33
     assert truth.table["soil_moisture"].min() >= LEVEL[3] - 1e-6
     (remark,) = truth.report[truth.report["left_out"]].to_dict("records")
-    assert "negative" in remark["reason"]
+    assert "below 0.02 m3 m-3" in remark["reason"]
     assert remark["values"] == 1
     assert remark["source"] == str(path)
+
+
+def test_values_below_those_of_the_product_are_left_out(tmp_path: Path) -> None:
+    dry = LEVEL.copy()
+    dry[:4] = 0.02, 0.019, 0.0, -0.001
+    path = write_granule(tmp_path, "2020-06-01", half(dry), None)
+    truth = read_smap(path, CELLS)
+    found = values_of(truth)
+    assert found[at(0)] == pytest.approx(0.02)
+    assert not {at(1), at(2), at(3)} & set(found.index)
+    (remark,) = truth.report[truth.report["left_out"]].to_dict("records")
+    assert remark["values"] == 3
+    with h5py.File(path, "r+") as file:
+        del file["Soil_Moisture_Retrieval_Data_AM/soil_moisture"].attrs["valid_min"]
+    assert values_of(read_smap(path, CELLS)).equals(found)
+    with h5py.File(path, "r+") as file:
+        file["Soil_Moisture_Retrieval_Data_AM/soil_moisture"].attrs["valid_min"] = np.float32(0)
+    assert set(values_of(read_smap(path, CELLS)).index) == {at(1), at(2), *found.index}
+
+
+def test_dry_cells_seen_by_a_wet_ascending_pass_alone_are_not_negative(tmp_path: Path) -> None:
+    ascending = LEVEL + 0.05
+    ascending[34], ascending[35] = 0.03, 0.06
+    write_granule(tmp_path, "2020-06-01", half(part=slice(0, 30)), half(ascending))
+    truth = read_smap(tmp_path, CELLS)
+    found = values_of(truth)
+    assert at(34) not in found.index
+    assert found[at(35)] == pytest.approx(0.01, abs=1e-6)
+    (remark,) = truth.report[truth.report["left_out"]].to_dict("records")
+    assert "negative daily means" in remark["reason"]
+    assert "+0.050" in remark["reason"]
+    assert remark["values"] == 1
 
 
 def write_percent(folder: Path) -> str:

@@ -40,6 +40,11 @@ recommended, bits 1 and 2 where one was attempted and succeeded."""
 _NAME = re.compile(r"^SMAP_L3_SM_P_E_(\d{8})_R(\d+)_(\d+)\.h5$", re.IGNORECASE)
 _HALVES = {"descending": ("AM", ""), "ascending": ("PM", "_pm")}
 _FILL, _FLAG_FILL = -9999.0, 65534
+_ROUNDING = 1e-6  # of numbers in single precision
+LOWEST = 0.02
+"""m3 m-3, the least value of ``soil_moisture`` in the product's description; a granule that states
+another in ``valid_min`` is believed. The retrieval ends there, so what lies below is none."""
+
 _UNITS = {"cm**3/cm**3", "cm3/cm3", "m3/m3", "m**3/m**3", "m3 m-3", "cm3 cm-3", ""}
 
 Floats = npt.NDArray[np.float64]
@@ -88,7 +93,7 @@ def read_smap(
     -------
     Truth
         On the 9 km grid; `n_stations` is 0 and `n_sensors` counts passes. The report names
-        granules and fields that were left out.
+        granules, fields and values that were left out, those below `LOWEST` among them.
 
     Raises
     ------
@@ -289,6 +294,15 @@ def _half(group: Any, suffix: str, bits: int, subject: Subject, remarks: Remarks
     fill = float(np.ravel(data.attrs.get("_FillValue", _FILL))[0])
     held = (values != fill) & (values != _FILL) & ~np.isnan(values)
     good, values = good[held], values[held]
+    lowest = float(np.ravel(data.attrs.get("valid_min", LOWEST))[0])
+    low = values < lowest - _ROUNDING
+    if low.any():
+        remarks.add(
+            f"{name}: below {lowest:g} m3 m-3, the least value of the product",
+            subject,
+            values=int(low.sum()),
+        )
+        good, values = good[~low], values[~low]
     verdict = judge_values(values)
     if verdict.refused:
         remarks.add(f"{name}: {verdict.refused}", subject, values=good.size)
@@ -326,7 +340,17 @@ def _daily(
     evening = ascending.at(wanted) - difference
     also = np.isfinite(evening)
     mean = np.where(seen & also, (morning + evening) / 2, np.where(seen, morning, evening))
-    return mean, seen.astype(np.int64) + also
+    passes = seen.astype(np.int64) + also
+    # The difference is one number for all cells: taken from dry ones, it can leave less than none.
+    negative = mean < 0
+    if negative.any():
+        remarks.add(
+            f"negative daily means, once the ascending passes' difference of {difference:+.3f} is "
+            "taken away",
+            Subject(str(granule.path)),
+            values=int(negative.sum()),
+        )
+    return np.where(negative, np.nan, mean), np.where(negative, 0, passes)
 
 
 # --------------------------------------------------------------------------- dates between
