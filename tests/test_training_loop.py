@@ -273,6 +273,14 @@ def test_target_statistics_are_those_of_the_target(base: list[Any]) -> None:
     np.testing.assert_allclose(found, target.snapshot.mean(axis=0), atol=1e-5)
 
 
+def test_target_statistics_span_sites_whose_samples_lie_together(base: list[Any]) -> None:
+    few = samples(8, seed=5, labels=None)
+    target = few.take(np.repeat(np.arange(8), 48))  # eight sites where nothing ever changes
+    result = trained(Recipe.transfer(**FINE, batch_norm="target"), initial=base, target=target)
+    found = result.states[0]["norm.running_var"][:18]
+    np.testing.assert_allclose(found, few.snapshot.var(axis=0), rtol=0.1)
+
+
 def test_bias_correction_leaves_no_bias(base: list[Any]) -> None:
     data = samples()
     for correct, limit in ((True, 1e-6), (False, None)):

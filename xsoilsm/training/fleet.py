@@ -230,17 +230,19 @@ class Fleet:
             stack.trained.copy_(trained / len(self.steps))
             stack.running.copy_(running / len(self.steps))
 
-    def estimate_statistics(self, pool: Pool, size: int) -> None:
+    def estimate_statistics(self, pool: Pool, size: int, seed: int) -> None:
         """Estimate the running statistics again, as means over batches without dropout.
 
-        Li et al. (2016), Revisiting batch normalization for practical domain adaptation,
-        arXiv:1603.04779.
+        Batches are drawn at random: samples lie site by site, and within one site most inputs do
+        not vary. Li et al. (2016), Revisiting batch normalization for practical domain
+        adaptation, arXiv:1603.04779.
         """
         count = len(pool)
-        batches = max(1, count // size)
+        order = np.random.default_rng([seed, 4]).permutation(count)
+        parts = np.array_split(order, max(1, count // size))
 
         def work(crew: list[int]) -> None:
-            for number, index in enumerate(np.array_split(np.arange(count), batches)):
+            for number, index in enumerate(parts):
                 batch, _ = self._batch([pool], [index])
                 for i in crew:
                     self.stacks[i].momentum = 1 / (number + 1)

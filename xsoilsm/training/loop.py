@@ -444,7 +444,7 @@ class _Training:
         """Average the last epochs, do what the recipe wants at the end, and measure."""
         self.fleet.average()
         if self.recipe.batch_norm == "target" and self.target is not None:
-            self.fleet.estimate_statistics(self.target, self.recipe.batch)
+            self.fleet.estimate_statistics(self.target, self.recipe.batch, self.recipe.seed)
         if self.recipe.correct_bias:
             error = self.pool.labels.cpu().numpy() - self.fleet.predict(self.pool)
             self.fleet.shift(error.mean(axis=1, dtype=np.float64))

@@ -153,7 +153,9 @@ def train_ensemble(
     card = _with_results(card, samples, trained, coarse, target, device, threads)
     ensemble = save_ensemble(card, trained.states, folder, overwrite=overwrite)
     checkpoint.unlink(missing_ok=True)
-    _log.info("%s: saved in %s", ensemble.name, ensemble.folder)
+    # Who names a folder may do more with it, as fine-tuning does, and says so itself.
+    level = logging.INFO if folder is None else logging.DEBUG
+    _log.log(level, "%s: saved in %s", ensemble.name, ensemble.folder)
     return ensemble
 
 
