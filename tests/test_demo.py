@@ -1,4 +1,4 @@
-"""What the README promises, on a small virtual landscape and the published networks."""
+"""What the README promises, on a small virtual landscape, with and without published networks."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 from rio_cogeo.cogeo import cog_validate
@@ -20,11 +21,19 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory, weights_dir):
-    """Environment of a user who has the landscape of the catalog "demo" and the weights."""
+def newcomer(tmp_path_factory):
+    """Environment of a user who has the landscape of the catalog "demo" and no weights."""
     cache = tmp_path_factory.mktemp("cache")
     simulate_landscape(cache / "landscapes" / "demo", size_km=22, spacing=50)
-    return os.environ | {"XSOILSM_CACHE_DIR": str(cache), "XSOILSM_WEIGHTS_DIR": str(weights_dir)}
+    return os.environ | {"XSOILSM_CACHE_DIR": str(cache)}
+
+
+@pytest.fixture(scope="module")
+def user(newcomer, tmp_path_factory, weights_dir):
+    """Environment of a user who has the landscape and the published weights."""
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "landscapes").symlink_to(Path(newcomer["XSOILSM_CACHE_DIR"]) / "landscapes")
+    return newcomer | {"XSOILSM_CACHE_DIR": str(cache), "XSOILSM_WEIGHTS_DIR": str(weights_dir)}
 
 
 @pytest.fixture
@@ -98,9 +107,76 @@ def test_demo_maps_at_two_resolutions_and_compares(weights_dir, tmp_path, monkey
     assert (tmp_path / "out" / "quicklook.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "summary.csv").exists()
     assert "simulated" in " ".join(said)
+    assert set(table.networks) == {"published networks"}
     with rasterio.open(next(f for f in maps if "soil_moisture_100m" in f.name)) as file:
         assert "simulated" in file.tags()["inputs"]
         assert file.tags()["input_items"].startswith("S1")
+
+
+def texts_drawn(monkeypatch):
+    """Collect titles of figures as they are drawn."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    real = Figure.suptitle
+
+    def suptitle(figure, text, **options):
+        drawn.append(text)
+        return real(figure, text, **options)
+
+    monkeypatch.setattr(Figure, "suptitle", suptitle)
+    return drawn
+
+
+def test_demo_needs_neither_weights_nor_network_and_says_what_is_simulated(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in [n for n in os.environ if n.startswith(("XSOILSM_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    drawn, said = texts_drawn(monkeypatch), []
+    table = run_demo(
+        tmp_path / "out",
+        landscape={"size_km": 5, "spacing": 25},
+        say=said.append,
+        progress=False,
+    )
+    words = "demonstration networks trained on simulated data"
+    assert set(table.networks) == {words}
+    assert set(pd.read_csv(tmp_path / "out" / "summary.csv").networks) == {words}
+    assert "published networks are not at hand" in "\n".join(said)
+    assert words in "\n".join(said)
+    assert len(drawn) == 1
+    assert drawn[0].startswith(f"SIMULATED landscape, {words}")
+    # Networks of the twin know the landscape: they follow the rain between the passes.
+    means = table.pivot_table(index="time", columns="res", values=["mean", "simulated_truth"])
+    for res in ("1km", "100m"):
+        assert means["mean"][res].idxmax() == means["simulated_truth"][res].idxmax()
+    assert table.RMSE.between(0, 0.12).all()
+    maps = sorted((tmp_path / "out").glob("*.tif"))
+    assert len(maps) == 18
+    for file in maps:
+        with rasterio.open(file) as opened:
+            tags = opened.tags()
+        assert tags["ensemble"] == "twin-demo"
+        assert tags["title"].endswith(f"(simulated landscape, {words})")
+        assert "says nothing of the Earth" in tags["simulation_note"]
+
+
+def test_map_by_the_networks_of_the_package_needs_no_weights(newcomer, tmp_path):
+    line = ["map", "--bbox", -5.42, 41.29, -5.4, 41.31, "--catalog", "demo", "--time", "2020-04-05"]
+    refused = cli(newcomer, *line, "-o", tmp_path / "published", "--quiet")
+    assert refused.returncode == 1
+    assert "xsoilsm weights fetch" in refused.stderr
+    done = cli(newcomer, *line, "--model", "twin-demo", "-o", tmp_path / "ours", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    files = [file for file in done.stdout.splitlines() if file.endswith(".tif")]
+    assert len(files) == 3
+    for file in files:
+        assert "_twin-demo_" in file
+        with rasterio.open(file) as opened:
+            assert "simulated landscape, demonstration networks" in opened.tags()["title"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xsoilsm.validation import STUDIES, validate_twin
+from xsoilsm.validation import STUDIES, rank_members, validate_twin
 
 
 # Three epochs on sixty samples retrieve nonsense, and training says so.
@@ -32,3 +32,15 @@ def test_unknown_sizes_are_named(tmp_path: Path) -> None:
         validate_twin("on-site", tmp_path / "x", "huge")  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()
     assert set(STUDIES) == {"tiny", "small", "full"}
+
+
+def test_networks_trained_on_the_twin_rank_like_the_published_ones() -> None:
+    ranks = rank_members("twin-demo")
+    assert len(ranks) == 20
+    assert ranks.attrs["spearman"] >= 0.7
+    # Wider and deeper is better at the ends.
+    assert ranks["rmse"].idxmax() == "1-8"
+    assert ranks["rmse"].idxmin() in ("4-64", "5-64")
+    same = rank_members("densesm-e-coarse")
+    assert len(same) == 25
+    assert same.attrs["spearman"] == pytest.approx(1)

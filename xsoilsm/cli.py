@@ -176,6 +176,13 @@ def demo(out: Path, quiet: bool) -> None:
 @click.option("--acquisitions", type=int, default=3, show_default=True)
 @click.option("--start", default="2020-04-01", show_default=True, help="First day of passes.")
 @click.option("--spacing", type=float, default=10.0, show_default=True, help="Radar pixel in m.")
+@click.option(
+    "--land",
+    type=click.Choice(["100m", "500m", "1km"]),
+    default="100m",
+    show_default=True,
+    help="Grid on which soil, plants and water are simulated; coarse ones suit large regions.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace another landscape at PATH.")
 @click.option(
@@ -520,12 +527,18 @@ def evaluate_command(
         click.echo(evaluate_file(table, **options))
         return
     from xsoilsm.progress import share_bar
-    from xsoilsm.validation import validate_twin
+    from xsoilsm.validation import rank_members, validate_twin
 
     with share_bar(not quiet, scenario) as report:
         page = validate_twin(
             scenario, out, size, device=device, report=options["report"], progress=report
         )
+    ranks = rank_members(out / "coarse")
+    click.echo(
+        f"{len(ranks)} coarse networks, validation RMSE {ranks['rmse'].max():.4f} to "
+        f"{ranks['rmse'].min():.4f} m3 m-3; rank correlation with the published ones: "
+        f"{ranks.attrs['spearman']:.2f}"
+    )
     click.echo(f"{data} (simulated): {page}")
 
 

@@ -2,8 +2,9 @@
 
 An `Ensemble` is a card whose feature contract is resolved and whose files are known by their
 hashes. It holds no networks, pickles in a few kilobytes and is what a Dask graph carries; arrays
-are read and checked once per process. Ensembles that come with the package are cards under
-``catalogs/ensembles``; those trained here lie in the data folder, card and files side by side.
+are read and checked once per process. Published ensembles are cards under ``catalogs/ensembles``,
+whose files are downloaded; the one that comes with the package has its files there too, and those
+trained here lie in the data folder, card and files side by side.
 """
 
 from __future__ import annotations
@@ -308,6 +309,10 @@ def _known_cards() -> Iterator[_Known]:
         card = read_card(path)
         names.add(card.name)
         yield card, None, path
+    for path in sorted((catalogs_dir() / "ensembles").glob(f"*/{CARD}")):
+        card = read_card(path)
+        names.add(card.name)
+        yield card, path.parent, path
     for path in sorted((data_dir() / "ensembles").glob(f"*/{CARD}")):
         try:
             card = read_card(path)
@@ -391,7 +396,8 @@ def save_ensemble(
     """
     if folder is None:
         folder = data_dir() / "ensembles" / card.name
-        if any(known.name == card.name and at is None for known, at, _ in _known_cards()):
+        known = {other.name: path for other, _, path in _known_cards()}
+        if card.name in known and catalogs_dir() in known[card.name].parents:
             msg = f"{card.name!r} comes with the package; choose another name"
             raise CatalogError(msg)
     folder = Path(folder).expanduser().resolve()

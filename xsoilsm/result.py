@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xsoilsm.calibration import Calibration
     from xsoilsm.ensemble import Ensemble
 
-__all__ = ["NAMES", "describe_result", "not_evaluated"]
+__all__ = ["NAMES", "describe_result", "is_simulated", "not_evaluated", "simulation_note"]
 
 NAMES = {
     "mean": "soil_moisture",
@@ -79,7 +79,7 @@ def describe_result(
             **{k: v for k, v in cube.attrs.items() if k not in ("title", "Conventions", "source")},
             **_inputs(cube),
             "Conventions": "CF-1.11",
-            "title": "Soil moisture from Sentinel-1",
+            "title": _title(cube, ensemble),
             "source": f"xsoilsm {version('xsoilsm')}, ensemble {ensemble.name}",
             "ensemble": ensemble.name,
             "ensemble_digest": ensemble.digest,
@@ -90,10 +90,44 @@ def describe_result(
             "masked_flags": " ".join(flag_names(blanked)),
         },
     )
+    note = simulation_note(cube, ensemble)
+    if note:
+        data.attrs["simulation_note"] = note
     if not sample:
         for variable in data.data_vars.values():
             variable.encoding["grid_mapping"] = "spatial_ref"
     return data
+
+
+def is_simulated(cube: xr.Dataset) -> bool:
+    """Tell whether a cube says that it is simulated. Lazy: reads nothing."""
+    said = str(cube.attrs.get("simulated", "0")).lower() not in ("0", "false", "no", "")
+    return said or "simulated" in f"{cube.attrs.get('source')} {cube.attrs.get('title')}".lower()
+
+
+def simulation_note(cube: xr.Dataset, ensemble: Ensemble) -> str:
+    """Say what networks of simulated data mean for a result; empty for all others.
+
+    Lazy: reads nothing.
+    """
+    if not ensemble.card.simulated:
+        return ""
+    networks = f"The networks of {ensemble.name!r} were trained on simulated data"
+    if is_simulated(cube):
+        return f"{networks}, and the inputs are simulated: this says nothing of the Earth."
+    return (
+        f"{networks}, but nothing says that the inputs are simulated: on observations they are "
+        "for trying things out only, and the values say nothing of the soil. Take another ensemble."
+    )
+
+
+def _title(cube: xr.Dataset, ensemble: Ensemble) -> str:
+    """Title of a result; what is simulated stands in it."""
+    title = "Soil moisture from Sentinel-1"
+    if not ensemble.card.simulated:
+        return title
+    inputs = "simulated landscape, " if is_simulated(cube) else ""
+    return f"{title} ({inputs}demonstration networks trained on simulated data)"
 
 
 def not_evaluated(cube: xr.Dataset, limits: Thresholds) -> list[str]:

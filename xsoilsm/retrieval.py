@@ -30,13 +30,13 @@ from xsoilsm.quality import (
     flag_names,
     missing_inputs,
 )
-from xsoilsm.result import describe_result, not_evaluated
+from xsoilsm.result import describe_result, is_simulated, not_evaluated
 from xsoilsm.thresholds import Mask, get_thresholds, mask_bits
 
 if TYPE_CHECKING:
     from xsoilsm.ensemble import Ensemble
 
-__all__ = ["MaskWarning", "ResolutionWarning", "retrieve"]
+__all__ = ["MaskWarning", "ResolutionWarning", "SimulationWarning", "retrieve"]
 
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,10 @@ class MaskWarning(UserWarning):
 
 class ResolutionWarning(UserWarning):
     """An ensemble is used on cells finer than those it was trained on."""
+
+
+class SimulationWarning(UserWarning):
+    """An ensemble trained on simulated data is used on inputs that may be real."""
 
 
 def retrieve(
@@ -117,6 +121,9 @@ def retrieve(
         When `mask` names a flag that cannot be evaluated from the cube.
     ResolutionWarning
         When the ensemble's own grid is coarser than the result's.
+    SimulationWarning
+        When the ensemble was trained on simulated data, ``"twin-demo"`` for instance, and the
+        cube does not say that it is simulated too. The title of the result says it as well.
 
     Notes
     -----
@@ -151,6 +158,10 @@ def retrieve(
     data = describe_result(
         cube, result, ensemble, limits=limits, blanked=blanked, calibration=plan.calibration
     )
+    if ensemble.card.simulated and not is_simulated(cube):
+        warnings.warn(
+            data.attrs["simulation_note"], SimulationWarning, stacklevel=_level_of_caller()
+        )
     if cells is not None:
         data.attrs["resolution"] = cells
         note = _resolution_note(ensemble, cells)

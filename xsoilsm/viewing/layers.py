@@ -106,7 +106,7 @@ def _layer(path: Path, root: Path) -> Layer | None:
         res=tags.get("resolution", ""),
         about=" ".join(part for part in about if part),
         bounds=bounds,
-        simulated="simulated" in f"{tags.get('inputs', '')} {tags.get('title', '')}",
+        simulated="simulated" in f"{tags.get('inputs', '')} {tags.get('title', '')}".lower(),
     )
 
 

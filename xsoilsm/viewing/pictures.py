@@ -99,7 +99,8 @@ def explore(result: xr.Dataset, **options: Any) -> Any:
     for name, (variable, style) in layers.items():
         if variable in one:
             shown = {"show": False} if name == "spread" else {}
-            one[variable].odc.add_to(made, name=f"{name} {_when(one)}", **style, **shown)
+            label = f"{name} {_when(one)}{_demonstration(one, ', ')}"
+            one[variable].odc.add_to(made, name=label, **style, **shown)
     if "quality_flag" in one:
         flags = one["quality_flag"]
         rgb, shown_cells = colour(flags.values.astype(np.int64), sum(map(int, QualityFlag)))
@@ -141,7 +142,13 @@ def _when(one: xr.Dataset) -> str:
 def _title(one: xr.Dataset) -> str:
     simulated = " (simulated)" if "simulated" in str(one.attrs.get("inputs", "")) else ""
     res = one.attrs.get("resolution", "")
-    return f"Soil moisture{simulated} {res} {_when(one)}, m3 m-3"
+    return f"Soil moisture{simulated} {res} {_when(one)}, m3 m-3" + _demonstration(one, "\n")
+
+
+def _demonstration(one: xr.Dataset, before: str) -> str:
+    """Say that networks were trained on simulated data, where the title of the result does."""
+    said = "demonstration networks trained on simulated data"
+    return before + said if said in str(one.attrs.get("title", "")) else ""
 
 
 def _hatch(axes: Axes, flags: xr.DataArray) -> None:
