@@ -130,7 +130,7 @@ def test_unknown_devices_and_thread_counts_are_refused():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_gpu_equals_cpu():
+def test_cuda_equals_cpu():
     networks = Networks([(1, 8), (5, 128)])
     snapshot, series = pixels(1000)
     on_cpu = Engine(networks, "cpu").predict(snapshot, series)

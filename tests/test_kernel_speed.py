@@ -39,6 +39,8 @@ def test_the_report_says_what_runs_and_how_fast(monkeypatch):
         found = speed.report(networks, device="cpu", threads=2)
     assert (found.way, found.threads, found.code) == ("torch", 2, "")
     assert "kernel does not work here: TypeError" in str(found)
+    if not found.gpu:
+        assert str(found).endswith("no GPU on this machine: not measured")
 
 
 def test_operations_are_those_of_the_published_networks():

@@ -55,6 +55,7 @@ class Plan:
     blanked: QualityFlag
     domain: bool
     calibration: Calibration | None
+    precision: str = "float32"
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -71,7 +72,7 @@ class Plan:
             "xsoilsm.Plan",
             *self.ensemble.__dask_tokenize__(),
             *self.limits.__dask_tokenize__(),
-            *(self.device, int(self.blanked), self.domain, calibration),
+            *(self.device, self.precision, int(self.blanked), self.domain, calibration),
         )
 
 
@@ -233,11 +234,11 @@ def _filled_steps(filled: Any, ends: npt.NDArray[np.int64] | None = None) -> npt
 
 
 @lru_cache(maxsize=4)
-def _engine(ensemble: Ensemble, device: str, threads: int | None) -> Engine:
+def _engine(ensemble: Ensemble, device: str, threads: int | None, precision: str) -> Engine:
     """Engine of this process; ensembles are equal when their digests are."""
     from xsoilsm.engine import Engine
 
-    return Engine(ensemble, device=device, threads=threads)
+    return Engine(ensemble, device=device, threads=threads, precision=precision)
 
 
 def _retrieve_block(
@@ -250,7 +251,7 @@ def _retrieve_block(
     values = dict(zip(names, arrays, strict=True))
     _unpack(values, packed)
     block = Block.of(plan.ensemble.contract, values)
-    engine = _engine(plan.ensemble, plan.device, threads)
+    engine = _engine(plan.ensemble, plan.device, threads, plan.precision)
     result = np.empty((block.ends.size, block.pixels), plan.dtype)
     for start in range(0, block.pixels, PIXELS_AT_ONCE):
         part = slice(start, start + PIXELS_AT_ONCE)

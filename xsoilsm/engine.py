@@ -1,9 +1,10 @@
 """Step 5 of 7 (networks): run a whole ensemble over many pixels at once.
 
 There are three ways, from fast to slow, and all give the same numbers: a kernel compiled for the
-processor (`xsoilsm.kernel`, CPU only), matrix products of PyTorch (`xsoilsm.timemajor`, also the
-way on a GPU), and the networks themselves (`xsoilsm.plain`). A way is taken when it works here:
-its first use in a process begins with a test of known outcome. ``XSOILSM_ENGINE`` forces one.
+processor (`xsoilsm.kernel`, CPU only), matrix products of PyTorch (`xsoilsm.timemajor` on a CPU,
+`xsoilsm.grouped` fed by `xsoilsm.streams` on a GPU), and the networks themselves
+(`xsoilsm.plain`). A way is taken when it works here: its first use in a process begins with a
+test of known outcome. ``XSOILSM_ENGINE`` forces one.
 """
 
 from __future__ import annotations
@@ -30,10 +31,25 @@ from xsoilsm.folding import fold
 if TYPE_CHECKING:
     from xsoilsm.ensemble import Ensemble
 
-__all__ = ["WAYS", "Engine", "EngineWarning", "build", "default_threads", "fault_of", "way_for"]
+__all__ = [
+    "PRECISIONS",
+    "WAYS",
+    "Engine",
+    "EngineWarning",
+    "build",
+    "check_precision",
+    "default_threads",
+    "fault_of",
+    "has_gpu",
+    "way_for",
+    "ways_on",
+]
 
 WAYS = ("kernel", "torch", "plain")
-"""Ways to run the networks on a CPU, fastest first; values of ``XSOILSM_ENGINE``."""
+"""Ways to run the networks, fastest first; values of ``XSOILSM_ENGINE``."""
+
+PRECISIONS = ("float32", "tf32", "bf16", "split-tf32")
+"""Ways to multiply matrices on a GPU, see `xsoilsm.precision`."""
 
 SNAPSHOT, CHANNELS, STEPS = 18, 3, 46
 
@@ -58,24 +74,30 @@ class Engine:
     ----------
     ensemble : Ensemble
         With its weights at hand.
-    device : {"auto", "cpu", "cuda"}, default "auto"
-        "auto" takes a GPU where there is one.
+    device : {"auto", "cpu", "cuda", "cuda:1", ...}, default "auto"
+        "auto" takes a GPU where there is one, the first of several.
     threads : int, optional
         Threads that share the pixels of a call on a CPU. By default a call from the main thread
         of a program takes all processors that the process may use (affinity and the quota of a
         container count), and any other call one: who started that thread or process, such as
         Dask, divides the work already.
+    precision : str, default "float32"
+        Of products on a GPU, one of `PRECISIONS`. The others give other numbers, by as much as
+        the documentation on performance states. float32 stays float32 whatever a process has
+        allowed PyTorch elsewhere.
 
     Attributes
     ----------
     way : str
         One of `WAYS`.
+    device, precision : str
 
     Raises
     ------
     ValueError
-        For an unknown or absent device, fewer than one thread, an ensemble without members, or
-        an unknown ``XSOILSM_ENGINE``.
+        For an unknown or absent device, a precision that is unknown or not for the device or
+        the way, fewer than one thread, an ensemble without members, or an unknown
+        ``XSOILSM_ENGINE``.
     RuntimeError
         When no way works, or not the one that ``XSOILSM_ENGINE`` forces.
 
@@ -91,20 +113,32 @@ class Engine:
     """
 
     def __init__(
-        self, ensemble: Ensemble, device: str = "auto", threads: int | None = None
+        self,
+        ensemble: Ensemble,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str = "float32",
     ) -> None:
+        check_precision(precision, device)
+        self.precision = precision
         self.device = _device(device)
         if threads is not None and threads < 1:
             msg = f"threads is {threads}; expected at least 1, or None for all processors"
             raise ValueError(msg)
         self.threads = threads
         self.way = way_for(self.device)
+        if precision != "float32" and self.way != "torch":
+            msg = (
+                f"precision {precision!r} is one of the way 'torch', and the way here is "
+                f"{self.way!r}; leave precision at 'float32'"
+            )
+            raise ValueError(msg)
         states = ensemble.state_dicts()
         if not states:
             msg = "the ensemble has no members; expected at least one"
             raise ValueError(msg)
-        self._runner = build(self.way, states, self.device)
-        self._origin = ensemble, device, threads
+        self._runner = build(self.way, states, self.device, precision)
+        self._origin = ensemble, device, threads, precision
         self._token = str(getattr(ensemble, "digest", "")) or uuid4().hex
 
     def predict(self, snapshot: Float32, series: Float32) -> tuple[Float32, Float32]:
@@ -204,10 +238,11 @@ class Engine:
         return Engine, self._origin
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
-        return ("xsoilsm.Engine", self._token, self.device, self.way)
+        return ("xsoilsm.Engine", self._token, self.device, self.way, self.precision)
 
     def __repr__(self) -> str:
-        return f"<Engine: {self.way} on {self.device}, {self.threads or 'default'} threads>"
+        how = f"{self.threads or 'default'} threads" if self.device == "cpu" else self.precision
+        return f"<Engine: {self.way} on {self.device}, {how}>"
 
 
 def _array(values: Any) -> Float32:
@@ -242,7 +277,7 @@ def _windows(
 # --------------------------------------------------------------------------- ways
 
 
-def build(way: str, states: States, device: str) -> selftest.Runner:
+def build(way: str, states: States, device: str, precision: str = "float32") -> selftest.Runner:
     """Prepare networks for a way of running them, which is not tested here.
 
     Parameters
@@ -250,17 +285,24 @@ def build(way: str, states: States, device: str) -> selftest.Runner:
     way : str
         One of `WAYS`.
     states : sequence of mapping of str to ndarray
-    device : {"cpu", "cuda"}
+    device : {"cpu", "cuda", "cuda:1", ...}
+    precision : str, default "float32"
+        One of `PRECISIONS`, for the way "torch" on a GPU.
     """
     if way == "plain":
         from xsoilsm.plain import Plain
 
         return Plain(states, device)
     members = [fold(state) for state in states]
+    if way == "torch" and device != "cpu":
+        from xsoilsm.grouped import Grouped
+        from xsoilsm.streams import Streamed
+
+        return Streamed(Grouped(members, device, precision))
     if way == "torch":
         from xsoilsm.timemajor import TimeMajor
 
-        return TimeMajor(members, device)
+        return TimeMajor(members)
     from xsoilsm.kernel import Kernel
 
     return Kernel(members)
@@ -273,7 +315,7 @@ def way_for(device: str) -> str:
 
     Parameters
     ----------
-    device : {"cpu", "cuda"}
+    device : {"cpu", "cuda", "cuda:1", ...}
 
     Raises
     ------
@@ -286,14 +328,12 @@ def way_for(device: str) -> str:
     if forced not in ("", *WAYS):
         msg = f"XSOILSM_ENGINE is {forced!r}; expected one of {', '.join(WAYS)}, or nothing"
         raise ValueError(msg)
-    if device != "cpu":
-        if forced == "kernel":
-            msg = "XSOILSM_ENGINE is 'kernel', which runs on a CPU only; ask for device='cpu'"
-            raise ValueError(msg)
-        return forced or "torch"
+    if forced and forced not in ways_on(device):
+        msg = f"XSOILSM_ENGINE is {forced!r}, which runs on a CPU only; ask for device='cpu'"
+        raise ValueError(msg)
     faults: list[str] = []
-    for way in (forced,) if forced else WAYS:
-        fault = fault_of(way)
+    for way in (forced,) if forced else ways_on(device):
+        fault = fault_of(way, device)
         if fault is None:
             if faults:
                 _warn_once(f"{'; '.join(faults)}. The way {way!r} is taken, which is slower")
@@ -302,15 +342,20 @@ def way_for(device: str) -> str:
     raise RuntimeError("; ".join(faults))
 
 
+def ways_on(device: str) -> tuple[str, ...]:
+    """Ways to run the networks on a device, fastest first."""
+    return WAYS if device == "cpu" else WAYS[1:]
+
+
 @lru_cache
-def fault_of(way: str) -> str | None:
-    """Say what is wrong with a way on this machine's CPU; None when it works.
+def fault_of(way: str, device: str = "cpu") -> str | None:
+    """Say what is wrong with a way on a device of this machine; None when it works.
 
     Computes: tested once in a process.
     """
     try:
         try:
-            selftest.check(build(way, selftest.states(), "cpu"))
+            selftest.check(build(way, selftest.states(), device))
         except selftest.SelfTestError as error:
             if way != "kernel":
                 raise
@@ -345,15 +390,49 @@ def _device(name: str) -> str:
         msg = f"unknown device {name!r}; expected 'auto', 'cpu' or 'cuda'"
         raise ValueError(msg)
     if kind == "auto":
-        return "cuda" if _has_gpu() else "cpu"
-    if kind == "cuda" and not _has_gpu():
+        return "cuda" if has_gpu() else "cpu"
+    if kind == "cuda" and not has_gpu():
         msg = "device 'cuda' was asked for, but torch finds no GPU; use 'auto' or 'cpu'"
         raise ValueError(msg)
+    if kind == "cuda" and name != "cuda":
+        import torch
+
+        number = name.removeprefix("cuda:")
+        if not (number.isdecimal() and int(number) < torch.cuda.device_count()):
+            msg = (
+                f"unknown device {name!r}; this process sees {torch.cuda.device_count()} GPUs, "
+                "numbered from 'cuda:0' on"
+            )
+            raise ValueError(msg)
     return name if kind == "cuda" else "cpu"
 
 
-def _has_gpu() -> bool:
-    """Whether torch finds a GPU; torch is not imported where there can be none."""
+def check_precision(precision: str, device: str | None = None) -> None:
+    """Refuse a precision that is unknown, or not for a device.
+
+    Parameters
+    ----------
+    precision : str
+    device : {"auto", "cpu", "cuda", "cuda:1", ...}, optional
+        Of this machine; None where the networks may run on another one.
+
+    Raises
+    ------
+    ValueError
+    """
+    if precision not in PRECISIONS:
+        msg = f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
+        raise ValueError(msg)
+    if precision != "float32" and device is not None and _device(device) == "cpu":
+        msg = (
+            f"precision {precision!r} is for a GPU, and the networks would run on the CPU here, "
+            "always in float32; leave precision at 'float32', or use a machine with a GPU"
+        )
+        raise ValueError(msg)
+
+
+def has_gpu() -> bool:
+    """Tell whether torch finds a GPU; torch is not imported where there can be none."""
     possible = os.name == "nt" or any(Path(name).exists() for name in _GPU_FILES)
     if not (possible or "torch" in sys.modules) or importlib.util.find_spec("torch") is None:
         return False

@@ -65,6 +65,7 @@ def retrieve(
     thresholds: Thresholds | Mapping[str, float | None] | None = None,
     domain: bool = False,
     together: bool = True,
+    precision: str = "float32",
 ) -> xr.Dataset:
     """Retrieve near-surface soil moisture (0-5 cm) from a cube.
 
@@ -79,7 +80,7 @@ def retrieve(
     res : {"9km", "1km", "500m", "100m"}, optional
         Grid of the result. A coarser one than the cube's averages the inputs first; None keeps
         the cube's. For samples it only states the size of their cells.
-    device : {"auto", "cpu", "cuda"}, default "auto"
+    device : {"auto", "cpu", "cuda", "cuda:1", ...}, default "auto"
     mask : str, iterable of str, or None, default "default"
         Quality flags whose cells become NaN: names of flags, ``"default"`` (``out_of_range``
         alone, as published) or ``"strict"``, for instance ``["default", "frozen_ground"]``. None
@@ -95,6 +96,8 @@ def retrieve(
         Compute the acquisitions that see the same 46 periods in one task where the cube has one
         acquisition a chunk: what the networks make of the series is then computed once. Numbers
         do not depend on it. False suits who computes single acquisitions of a longer cube.
+    precision : {"float32", "tf32", "bf16", "split-tf32"}, default "float32"
+        Of products of matrices on a GPU, see `xsoilsm.engine.Engine`; on a CPU float32 alone.
 
     Returns
     -------
@@ -129,8 +132,10 @@ def retrieve(
     -----
     Method: Zhu et al. (2024), Remote Sensing of Environment 301, 113944.
     """
+    from xsoilsm.engine import check_precision
     from xsoilsm.ensemble import get_ensemble
 
+    check_precision(precision)
     if res is not None:
         grid.get_grid(res)
     if isinstance(model, str | Path):
@@ -151,7 +156,8 @@ def retrieve(
     if res is not None and not sample:
         cube = aggregate(cube, res)
     cells = res if sample else _own_grid(cube)
-    plan = Plan(ensemble, device, limits, blanked, domain, _calibration(ensemble, cells))
+    calibration = _calibration(ensemble, cells)
+    plan = Plan(ensemble, device, limits, blanked, domain, calibration, precision)
     inputs = block_inputs(cube, contract, extras=_extras(cube, limits))
     packed = pack_together(cube, inputs) if together and not sample else ()
     result = run(inputs, "n" if sample else "tyx", plan, packed)
@@ -162,6 +168,8 @@ def retrieve(
         warnings.warn(
             data.attrs["simulation_note"], SimulationWarning, stacklevel=_level_of_caller()
         )
+    if precision != "float32":
+        data.attrs["precision"] = precision
     if cells is not None:
         data.attrs["resolution"] = cells
         note = _resolution_note(ensemble, cells)

@@ -1,8 +1,9 @@
 """Step 5 of 7 (networks): how fast the networks run on this machine, and which way they go.
 
 The rate of `xsoilsm.engine` beside the fastest that the machine's processors multiply matrices,
-measured one after the other. Without an ensemble, networks of the published sizes with made-up
-numbers are run: the arithmetic is the same.
+measured one after the other. On a GPU numbers come from the host's memory and go back there, and
+each precision is run. Without an ensemble, networks of the published sizes with made-up numbers
+are run: the arithmetic is the same.
 """
 
 from __future__ import annotations
@@ -19,19 +20,27 @@ import numpy as np
 import numpy.typing as npt
 
 from xsoilsm import selftest
-from xsoilsm.engine import WAYS, Engine, default_threads, fault_of
+from xsoilsm.engine import PRECISIONS, Engine, default_threads, fault_of, has_gpu, ways_on
 from xsoilsm.folding import fold
 
 if TYPE_CHECKING:
     from xsoilsm.ensemble import Ensemble
 
-__all__ = ["PUBLISHED", "MadeUp", "Report", "operations", "report"]
+__all__ = ["NO_GPU", "PUBLISHED", "MadeUp", "Precise", "Report", "gpu_peak", "operations", "report"]
+
+NO_GPU = "no GPU on this machine: not measured"
 
 PUBLISHED = tuple((depth, width) for depth in range(1, 6) for width in (8, 16, 32, 64, 128))
 """Depth and width of the 25 published networks."""
 
 PIXELS = 1920
 """Pixels of a call for each thread."""
+
+GPU_PIXELS = 262_144
+"""Pixels of a call on a GPU."""
+
+COMPARED = 4096
+"""Pixels whose numbers on a GPU are compared with those on the CPU."""
 
 SECONDS = 1.0
 """Time for which the networks run, at least."""
@@ -73,6 +82,40 @@ class MadeUp:
 
 
 @dataclass(frozen=True)
+class Precise:
+    """Rates in one precision of a GPU; as text, a line.
+
+    Parameters
+    ----------
+    name : str
+        One of `xsoilsm.engine.PRECISIONS`.
+    rate : float
+        Pixels per second, one acquisition.
+    two_rate : float
+        Values per second, two acquisitions that see the same window.
+    error : float
+        Largest difference of a mean or a spread from the CPU, in m3 m-3.
+    peak : float
+        Floating-point operations per second of a product of matrices in this precision.
+    share : float
+        Of that peak, one acquisition.
+    """
+
+    name: str
+    rate: float
+    two_rate: float
+    error: float
+    peak: float
+    share: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name:<10} {self.rate:,.0f} pixels/s, two dates {self.two_rate:,.0f} values/s, "
+            f"off by {self.error:.1e} m3 m-3, {self.share:.2f} of {self.peak / 1e12:.0f} TFLOP/s"
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """What `report` found; as text, lines for a terminal.
 
@@ -97,6 +140,10 @@ class Report:
     peak : float
         Floating-point operations per second of a product of matrices, on one processor or the
         GPU.
+    precisions : tuple of Precise
+        On a GPU, in the way "torch".
+    gpu : bool
+        Whether there is one.
     """
 
     way: str
@@ -109,6 +156,8 @@ class Report:
     core_rate: float
     operations: int
     peak: float
+    precisions: tuple[Precise, ...] = ()
+    gpu: bool = False
 
     @property
     def share(self) -> float:
@@ -129,6 +178,9 @@ class Report:
         ]
         if self.code:
             lines.insert(1, f"code     {self.code}")
+        lines += [f"gpu      {precise}" for precise in self.precisions]
+        if not self.gpu:
+            lines.append(f"gpu      {NO_GPU}")
         return "\n".join(lines)
 
 
@@ -164,18 +216,22 @@ def report(
     used = (threads or default_threads()) if engine.device == "cpu" else 1
     forced = os.environ.get("XSOILSM_ENGINE")
     rate, core_rate = _rates(engine, used)
-    faster = () if forced or engine.device != "cpu" else WAYS[: WAYS.index(engine.way)]
+    ways = ways_on(engine.device)
+    faster = () if forced else ways[: ways.index(engine.way)]
+    on_gpu = engine.device != "cpu"
     return Report(
         way=engine.way,
         device=engine.device,
         threads=used,
-        faults=tuple(f"{way} does not work here: {fault_of(way)}" for way in faster),
+        faults=tuple(f"{way} does not work here: {fault_of(way, engine.device)}" for way in faster),
         code=_code() if engine.way == "kernel" else "",
         first_call=first_call,
         rate=rate,
-        core_rate=core_rate if engine.device == "cpu" else rate,
-        operations=sum(operations(*_shape(state)) for state in networks.state_dicts()),
-        peak=_processor_peak() if engine.device == "cpu" else _gpu_peak(engine.device),
+        core_rate=rate if on_gpu else core_rate,
+        operations=_operations(networks),
+        peak=gpu_peak(engine.device) if on_gpu else _processor_peak(),
+        precisions=_precisions(networks, engine.device) if engine.way == "torch" and on_gpu else (),
+        gpu=has_gpu(),
     )
 
 
@@ -192,6 +248,10 @@ def operations(depth: int, width: int) -> int:
     return 2 * (convolutions + blocks + (30 + depth * width) * 32 + 32)
 
 
+def _operations(networks: Ensemble) -> int:
+    return sum(operations(*_shape(state)) for state in networks.state_dicts())
+
+
 def _shape(state: Any) -> tuple[int, int]:
     folded = fold(state)
     return folded.depth, folded.width
@@ -204,7 +264,7 @@ def _pixels(n: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
 
 def _rates(engine: Engine, threads: int) -> tuple[float, float]:
     """Pixels per second of the wall clock and of the processors' time, each the best."""
-    n = PIXELS * (16 if engine.device != "cpu" else threads)
+    n = GPU_PIXELS if engine.device != "cpu" else PIXELS * threads
     snapshot, series = _pixels(n)
     engine.predict(snapshot, series)
     wall, worked, end = float("inf"), float("inf"), time.perf_counter() + SECONDS
@@ -236,17 +296,63 @@ def _processor_peak() -> float:
     return float(done.stdout)
 
 
-def _gpu_peak(device: str) -> float:
-    """Products of torch in plain float32."""
+def gpu_peak(device: str, precision: str = "float32") -> float:
+    """Floating-point operations per second of PyTorch's product of matrices on a GPU.
+
+    Computes, for a fraction of a second.
+    """
     import torch
 
-    side = 8192
-    matrix = torch.rand((side, side), device=device)
+    from xsoilsm.precision import KNOWN, tensor_cores
+
+    side, chosen = 8192, KNOWN[precision]
+    matrix = torch.rand((side, side), device=device, dtype=chosen.dtype)
     best = float("inf")
-    for _ in range(6):
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        torch.mm(matrix, matrix)
-        torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
+    with tensor_cores(chosen.tf32):
+        for _ in range(6):
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            torch.mm(matrix, matrix)
+            torch.cuda.synchronize(device)
+            best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
+
+
+def _precisions(networks: Ensemble, device: str) -> tuple[Precise, ...]:
+    """Measure each precision of a GPU against the networks on the CPU."""
+    snapshot, series = _pixels(GPU_PIXELS)
+    two = np.stack([snapshot, snapshot[::-1]])
+    few = two[..., :COMPARED], series[..., :COMPARED]
+    true = Engine(networks, "cpu").predict_many(*few)
+    rows = []
+    for name in PRECISIONS:
+        engine = Engine(networks, device, precision=name)
+        found = engine.predict_many(*few)
+        pairs = zip(found, true, strict=True)
+        error = max(float(np.abs(values - expected).max()) for values, expected in pairs)
+        rate = _repeated(engine, two[:1], series)
+        peak = gpu_peak(device, name)
+        rows.append(
+            Precise(
+                name,
+                rate=rate,
+                two_rate=_repeated(engine, two, series),
+                error=error,
+                peak=peak,
+                share=rate * _operations(networks) / peak,
+            )
+        )
+    return tuple(rows)
+
+
+def _repeated(
+    engine: Engine, snapshots: npt.NDArray[np.float32], series: npt.NDArray[np.float32]
+) -> float:
+    """Values per second of a clock on the wall, at best."""
+    engine.predict_many(snapshots, series)
+    best, end = float("inf"), time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        engine.predict_many(snapshots, series)
+        best = min(best, time.perf_counter() - start)
+    return float(snapshots.shape[0] * snapshots.shape[2] / best)

@@ -1,11 +1,12 @@
 """Step 5 of 7 (networks): all members of an ensemble as matrix products of PyTorch.
 
-The way of `xsoilsm.engine` on a GPU, and on a CPU for which no kernel can be compiled. With rows
-ordered (step, channel) and pixels along the columns, the five steps that a convolution sees are
+The way of `xsoilsm.engine` on a CPU for which no kernel can be compiled. With rows ordered
+(step, channel) and pixels along the columns, the five steps that a convolution sees are
 consecutive rows, so each convolution is a batched matrix product on a view of its input. Pixels
 are taken in batches of one fixed size, the last one padded, so that memory does not depend on
 the size of a map and the result does not depend on how it is cut. Acquisitions that see the same
-window of the series share its convolutions.
+window of the series share its convolutions. Members are taken one by one, whose numbers stay in
+the cache of a core; `xsoilsm.grouped` is for a GPU, which wants them all at once.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ __all__ = ["TimeMajor", "in_batches"]
 
 SNAPSHOT, CHANNELS, STEPS = 18, 3, 46
 KERNEL, PAD = 5, 2
-BATCH = {"cpu": 256, "cuda": 32768}
-"""Pixels per batch: what fits the second-level cache of a core, or fills a GPU."""
+BATCH = 256
+"""Pixels per batch: what fits the second-level cache of a core."""
+
+_CPU = torch.device("cpu")
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -36,18 +39,15 @@ Bool = npt.NDArray[np.bool_]
 
 
 class TimeMajor:
-    """Folded members on a device.
+    """Folded members on a CPU.
 
     Parameters
     ----------
     members : sequence of FoldedMember
-    device : {"cpu", "cuda"}
     """
 
-    def __init__(self, members: Sequence[FoldedMember], device: str) -> None:
-        self.device = torch.device(device)
-        self.batch = BATCH[self.device.type]
-        self._members = [_Member.load(member, self.device) for member in members]
+    def __init__(self, members: Sequence[FoldedMember]) -> None:
+        self._members = [_Member.load(member) for member in members]
         self._spare: list[_Workspace] = []
 
     def predict_many(
@@ -59,16 +59,14 @@ class TimeMajor:
         threads: int = 1,
     ) -> tuple[Float32, Float32]:
         """See `xsoilsm.engine.Engine.predict_many`; the inputs must have been checked."""
-        return in_batches(
-            self._predict_batch, self.batch, self.device, snapshots, series, ends, valid, threads
-        )
+        return in_batches(self._predict_batch, BATCH, _CPU, snapshots, series, ends, valid, threads)
 
     def _predict_batch(self, snapshots: Float32, series: Float32) -> tuple[Float32, Float32]:
         try:
             work = self._spare.pop()
         except IndexError:
             widest = max(member.features for member in self._members)
-            work = _Workspace(self.batch, widest, self.device)
+            work = _Workspace(BATCH, widest)
         work.load_series(series)
         pooled = [member.convolve(work) for member in self._members]
         mean, std = np.empty((2, *snapshots[:, 0].shape), np.float32)
@@ -78,7 +76,7 @@ class TimeMajor:
             outputs = torch.stack([member.dense(work, known) for member, known in pairs])
             spread, middle = torch.std_mean(outputs, dim=0, correction=0)
             n = snapshot.shape[1]
-            mean[date], std[date] = middle[:n].cpu().numpy(), spread[:n].cpu().numpy()
+            mean[date], std[date] = middle[:n].numpy(), spread[:n].numpy()
         self._spare.append(work)
         return mean, std
 
@@ -142,43 +140,32 @@ def in_batches(
 class _Workspace:
     """Buffers of one thread, reused from batch to batch and from member to member."""
 
-    def __init__(self, batch: int, features: int, device: torch.device) -> None:
-        self.steps = torch.zeros((STEPS + 2 * PAD, CHANNELS, batch), device=device)
-        self.dense = torch.zeros((features, batch), device=device)
+    def __init__(self, batch: int, features: int) -> None:
+        self.steps = torch.zeros((STEPS + 2 * PAD, CHANNELS, batch))
+        self.dense = torch.zeros((features, batch))
         self.padded: dict[int, torch.Tensor] = {}
         for steps, channels in ((23, 32), (11, 16)):
-            self.padded[steps] = torch.empty((steps + 2 * PAD, channels, batch), device=device)
-        # A GPU is fed from pinned memory; on a CPU the batch is written where it is used.
-        self.host = [self.steps, self.dense[:SNAPSHOT]]
-        if device.type != "cpu":
-            self.host = [torch.zeros(t.shape, pin_memory=True) for t in self.host]
+            self.padded[steps] = torch.empty((steps + 2 * PAD, channels, batch))
 
     def load_series(self, series: Float32) -> None:
         """Copy the series of a batch in, padding them with zeros to full size."""
         n = series.shape[2]
-        steps = self.host[0].numpy()
+        steps = self.steps.numpy()
         steps[PAD:-PAD, :, :n] = series.transpose(1, 0, 2)
         steps[PAD:-PAD, :, n:] = 0
         steps[:PAD], steps[-PAD:] = steps[PAD], steps[-PAD - 1]
-        self._send(self.host[0], self.steps)
 
     def load_snapshot(self, snapshot: Float32) -> None:
         """Copy the snapshot of a batch in, padding it with zeros to full size."""
         n = snapshot.shape[1]
-        dense = self.host[1].numpy()
+        dense = self.dense[:SNAPSHOT].numpy()
         dense[:, :n] = snapshot
         dense[:, n:] = 0
-        self._send(self.host[1], self.dense[:SNAPSHOT])
-
-    def _send(self, host: torch.Tensor, target: torch.Tensor) -> None:
-        if target.device.type != "cpu":
-            target.copy_(host, non_blocking=True)
-            torch.cuda.current_stream().synchronize()  # before the next batch is written
 
 
 @dataclass(frozen=True)
 class _Member:
-    """Folded weights on a device; convolution weights are repeated for every position."""
+    """Folded weights; convolution weights are repeated for every position."""
 
     convolutions: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     blocks: tuple[tuple[tuple[torch.Tensor, torch.Tensor], ...], ...]
@@ -186,12 +173,11 @@ class _Member:
     out: tuple[torch.Tensor, torch.Tensor]
 
     @classmethod
-    def load(cls, folded: FoldedMember, device: torch.device) -> _Member:
-        """Put a folded member on a device."""
+    def load(cls, folded: FoldedMember) -> _Member:
+        """Arrange a folded member."""
 
         def put(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            weight = torch.from_numpy(layer.weight).to(device)
-            return weight, torch.from_numpy(layer.bias).to(device)[:, None]
+            return torch.from_numpy(layer.weight), torch.from_numpy(layer.bias)[:, None]
 
         # The last position of the second convolution is dropped by the pooling that follows.
         positions = (46, 22, 11)
