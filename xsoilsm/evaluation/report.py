@@ -75,9 +75,12 @@ class Page:
             )
         )
 
-    def table(self, table: pd.DataFrame, caption: str) -> None:
-        """Add a table with its index as the first column; numbers get three decimals."""
-        label = self._label(caption)
+    def table(self, table: pd.DataFrame, caption: str, *, real: bool = False) -> None:
+        """Add a table with its index as the first column; numbers get three decimals.
+
+        On a simulated page, `real` says that this one is not.
+        """
+        label = caption if real else self._label(caption)
         names = ["" if table.index.name is None else str(table.index.name), *table.columns]
         rows = [
             [_shown(value) for value in (index, *row)]

@@ -227,7 +227,8 @@ def write_study_report(
     columns = ["scenario", "arm", "network", "size", "R", "RMSE"]
     published = pd.DataFrame(PUBLISHED, columns=columns).astype({"size": object})
     published["size"] = ["" if np.isnan(s) else f"{s:g}" for s in published["size"]]
-    page.table(published.set_index("scenario"), "Remote Sensing of Environment 301, 113944")
+    source = "Real stations: Remote Sensing of Environment 301, 113944"
+    page.table(published.set_index("scenario"), source, real=True)
     return page.write(path, overwrite=overwrite)
 
 

@@ -86,7 +86,8 @@ def train_ensemble(
     statement : str
         The terms in words. Default: that there are none, and those of the base.
     simulated : bool, default False
-        The samples are simulated; such an ensemble never stands for its family.
+        The samples are simulated; such an ensemble never stands for its family, nor does one
+        that was tuned from it.
     folder : path, optional
         Default: the data folder.
     overwrite : bool, default False
@@ -121,6 +122,7 @@ def train_ensemble(
     start = None if base is None else get_ensemble(base)
     if start is not None:
         _check_base(start, samples, recipe)
+        simulated = simulated or start.card.simulated
     shapes, initial = _start(start, shapes)
     # Draw up the card first: a name that cannot be used must not cost hours.
     card = _draft(

@@ -190,7 +190,8 @@ def quicklook(
     path : path
         File to write.
     truths : sequence of DataArray (y, x), optional
-        True soil moisture in m3 m-3 on the cells of each result: adds a scatter plot.
+        True soil moisture in m3 m-3 on the cells of each result: adds a scatter plot of the
+        cells without a flag.
     title : str
         Printed on top; says whether data are simulated or real.
 
@@ -214,7 +215,8 @@ def quicklook(
             _map(row[1], result["soil_moisture_std"], "Spread of the members, m3 m-3", _SPREAD)
             _flags(row[2], result["quality_flag"])
         for row, result, truth in zip(grid, results, truths or (), strict=False):
-            _scatter(row[3], result["soil_moisture"], truth)
+            plain = result["soil_moisture"].where(result["quality_flag"] == 0)
+            _scatter(row[3], plain, truth)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
@@ -265,7 +267,10 @@ def _scatter(axes: Axes, retrieved: xr.DataArray, truth: xr.DataArray) -> None:
     axes.hexbin(x[both], y[both], gridsize=45, extent=(0, 0.6, 0, 0.6), mincnt=1, cmap="viridis")
     axes.plot([0, 0.6], [0, 0.6], color="0.4", linewidth=0.8)
     found = agreement(y, x)
-    axes.set_title(f"n {found.n}, R {found.r:.2f}, RMSE {found.rmse:.3f}, bias {found.bias:+.3f}")
+    axes.set_title(
+        f"unflagged: n {found.n}, R {found.r:.2f}, RMSE {found.rmse:.3f}, bias {found.bias:+.3f}",
+        fontsize=9,
+    )
     axes.set_xlabel("simulated truth, m3 m-3")
     axes.set_ylabel("retrieved, m3 m-3")
     axes.set_aspect("equal")
