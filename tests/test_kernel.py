@@ -267,6 +267,23 @@ def test_dask_sees_the_name_of_the_weights_only_and_workers_build_their_own():
     assert (again.threads, again.device) == (1, "cpu")
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70_000), st.integers(1, 8))
+def test_blocks_cover_all_pixels_and_threads_end_together(pixels, threads):
+    parts = kernel_module._divide(pixels, threads)
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert parts[-1].stop == pixels
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) <= kernel_module.BLOCK
+    assert all(size % PANEL == 0 for size in sizes[:-1])
+    # Each block goes to the thread that is free first.
+    loads = [0] * threads
+    for size in sizes:
+        loads[loads.index(min(loads))] += size
+    if threads > 1:
+        assert max(loads) - min(loads) <= TILE + PANEL
+
+
 def test_threads_are_respected_and_buffers_reused(monkeypatch):
     snapshots, series, ends = cube(3 * TILE)
     kernel = Kernel([fold(state) for state in Networks(MEMBERS).state_dicts()])

@@ -39,8 +39,9 @@ __all__ = ["Kernel"]
 BLOCK = 8 * TILE
 """Pixels that a thread takes at a time, at most."""
 
-BLOCKS_PER_THREAD = 4
-"""How many blocks a thread should find, so that all end at about the same time."""
+SHARE = 2
+"""A block is at most the remaining pixels by this and by the threads, so that blocks become
+smaller towards the end and all threads end at about the same time."""
 
 ACQUISITIONS = 8
 """Acquisitions with the same window that are taken at once, at most."""
@@ -99,8 +100,7 @@ class Kernel:
         """See `xsoilsm.engine.Engine.predict_many`; the inputs must have been checked."""
         shape = (snapshots.shape[0], snapshots.shape[2])
         mean, std = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-        size = _block_size(shape[1], threads)
-        parts = [slice(start, start + size) for start in range(0, shape[1], size)]
+        parts = _divide(shape[1], threads)
 
         def block(part: slice) -> None:
             given = None if valid is None else valid[:, part]
@@ -171,13 +171,19 @@ def _compiled_loops(edition: int) -> Callable[..., int]:
 # --------------------------------------------------------------------------- pixels
 
 
-def _block_size(pixels: int, threads: int) -> int:
-    """Whole panels, and about as many blocks for one thread as for another."""
-    size = BLOCK
-    if threads > 1:
-        size = min(BLOCK, max(TILE, pixels // (threads * BLOCKS_PER_THREAD)))
-        size = min(size, math.ceil(pixels / threads))
-    return max(math.ceil(size / PANEL), 1) * PANEL
+def _divide(pixels: int, threads: int) -> list[slice]:
+    """Blocks of whole panels: equal for one thread, smaller towards the end for several."""
+    parts = []
+    start = 0
+    while start < pixels:
+        size = BLOCK
+        if threads > 1:
+            left = pixels - start
+            size = min(BLOCK, max(TILE, left // (threads * SHARE)), math.ceil(left / threads))
+        stop = min(start + math.ceil(size / PANEL) * PANEL, pixels)
+        parts.append(slice(start, stop))
+        start = stop
+    return parts
 
 
 def _by_weather(weather: Float32, pixels: Int64) -> tuple[Int64, bool]:

@@ -18,7 +18,7 @@ from pyproj import CRS, Transformer
 
 from xsoilsm.sources.pixels.reading import Patch
 
-__all__ = ["MESH", "compiled", "mesh_lonlat", "scale_by_mesh", "spread", "to_plane"]
+__all__ = ["MESH", "compiled", "mesh_lonlat", "scale", "scale_by_mesh", "spread", "to_plane"]
 
 MESH = 64
 """Distance in native pixels of the points of the mesh."""
@@ -135,6 +135,33 @@ def _scale(
                 factor = start + step * np.float32(j - begin)
                 result[i, j] = band[i, j] * factor if valid[i, j] else np.float32(0)
             begin = end
+
+
+def scale(
+    band: npt.NDArray[np.floating],
+    valid: npt.NDArray[np.bool_],
+    factor: npt.NDArray[np.floating],
+    result: Floats,
+) -> None:
+    """Multiply the pixels of a window by a factor of each, in one pass over memory.
+
+    Parameters
+    ----------
+    band : (y, x) ndarray of float
+    valid : (y, x) ndarray of bool
+    factor : (y, x) ndarray of float
+    result : (y, x) ndarray of float32
+        Filled with the products, and with 0 where not valid.
+    """
+    _scale_pixels(band, valid, factor, result)
+
+
+@compiled
+def _scale_pixels(band: Any, valid: Any, factor: Any, result: Any) -> None:
+    height, width = result.shape
+    for i in range(height):
+        for j in range(width):
+            result[i, j] = band[i, j] * factor[i, j] if valid[i, j] else np.float32(0)
 
 
 def _lines(first: int, count: int) -> npt.NDArray[np.int64]:

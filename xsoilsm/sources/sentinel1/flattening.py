@@ -282,7 +282,10 @@ def _interpolate(
 ) -> None:
     height, width = result.shape
     last_row, last_column = np.float32(field.shape[0] - 1), np.float32(field.shape[1] - 1)
-    size = np.float32(MESH)
+    rim_row, rim_column = np.int32(field.shape[0] - 2), np.int32(field.shape[1] - 2)
+    zero, size, one = np.float32(0), np.float32(MESH), np.uint64(1)
+    at_row, at_column = np.empty(width, np.int32), np.empty(width, np.int32)
+    down, right = np.empty(width, np.float32), np.empty(width, np.float32)
     for i in range(height):
         node = (first_row + i) // MESH
         share = np.float32((first_row + i) % MESH) / size
@@ -295,16 +298,20 @@ def _interpolate(
             column1 = columns[node, k + 1] + share * (
                 columns[node + 1, k + 1] - columns[node, k + 1]
             )
+            row1, column1 = row1 - row0, column1 - column0
             for j in range(begin, end):
                 along = np.float32(j + first_column - k * MESH) / size
-                row = min(max(row0 + along * (row1 - row0), np.float32(0)), last_row)
-                column = min(max(column0 + along * (column1 - column0), np.float32(0)), last_column)
-                top = min(int(row), field.shape[0] - 2)
-                left = min(int(column), field.shape[1] - 2)
-                down, right = row - np.float32(top), column - np.float32(left)
-                upper = field[top, left] + right * (field[top, left + 1] - field[top, left])
-                lower = field[top + 1, left] + right * (
-                    field[top + 1, left + 1] - field[top + 1, left]
-                )
-                result[i, j] = upper + down * (lower - upper)
+                row = min(max(row0 + along * row1, zero), last_row)
+                column = min(max(column0 + along * column1, zero), last_column)
+                north, west = min(np.int32(row), rim_row), min(np.int32(column), rim_column)
+                at_row[j], at_column[j] = north, west
+                down[j], right[j] = row - np.float32(north), column - np.float32(west)
+            for j in range(np.uint64(begin), np.uint64(end)):
+                # Unsigned indices cannot count from the end: no test of each is needed.
+                top, left = np.uint64(at_row[j]), np.uint64(at_column[j])
+                a, b = field[top, left], field[top, left + one]
+                c, d = field[top + one, left], field[top + one, left + one]
+                upper = a + right[j] * (b - a)
+                lower = c + right[j] * (d - c)
+                result[i, j] = upper + down[j] * (lower - upper)
             begin = end

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from xsoilsm.cube import SourceFlag
 from xsoilsm.sources.access.search import cell_lonlat, lonlat_bounds, overlaps
 from xsoilsm.sources.ground.elevation import DemTile, Elevations
-from xsoilsm.sources.pixels.mesh import mesh_lonlat, scale_by_mesh, spread
+from xsoilsm.sources.pixels.mesh import mesh_lonlat, scale, scale_by_mesh, spread
 from xsoilsm.sources.pixels.reading import (
     CellSums,
     NativeReader,
@@ -267,8 +267,7 @@ class _Conversion:
             factor = layers["area"] * np.sin(angle) if "area" in layers else np.cos(angle)
             factor = np.where(factor > 0, factor, np.float32(np.nan))
         for band, power in zip(sigma0, powers, strict=True):
-            np.multiply(power, factor, out=band, casting="same_kind")
-            band[~valid] = 0
+            scale(power, valid, factor, band)
         return beyond
 
     def angle_at(
