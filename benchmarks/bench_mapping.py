@@ -26,31 +26,48 @@ CENTRE = (-5.4, 41.3)
 TIME = "2020-04"
 
 
+SMALL, USUAL = 16, 64
+"""Cells along the side of small tiles, and of those that jobs have by default at 1 km."""
+
+
 def run(full: bool) -> list[dict[str, object]]:
     """Rows of the table."""
-    tile, spacing, passes = (16, 50.0, 3) if full else (5, 100.0, 2)
+    small, spacing, passes = (SMALL, 50.0, 3) if full else (5, 100.0, 2)
+    usual = USUAL if full else SMALL
     with tempfile.TemporaryDirectory(prefix="bench-mapping-") as scratch:
         folder = Path(scratch)
-        settings = _settings(folder, tile * 6, spacing, passes)
-        small, large = (_region(tile * side, tile) for side in (1, 4))
+        settings = _settings(folder, max(small * 4, usual * 4) + 12.0, spacing, passes)
+        one, many = (_region(small * side, small) for side in (1, 4))
+        usual_one, usual_many = (_region(usual * side, usual) for side in (1, 4))
+        few, more = {"tile": small, "region": many}, {"tile": usual, "region": usual_many}
         jobs: dict[str, dict[str, Any]] = {
-            "1 tile": {"region": small, "workers": 1},
-            "16 tiles": {"region": large, "workers": 1},
-            "16 tiles, 2 threads": {"region": large, "workers": 2},
-            "16 tiles, 2 Dask workers": {"region": large, "cluster": 2},
+            f"1 tile of {small}": {"tile": small, "region": one, "workers": 1},
+            f"16 tiles of {small}": few | {"workers": 1},
+            f"16 tiles of {small}, 2 threads": few | {"workers": 2, "threads": True},
+            f"16 tiles of {small}, 2 processes": few | {"workers": 2},
+            f"16 tiles of {small}, 2 Dask workers": few | {"cluster": 2},
+            f"1 tile of {usual}": {"tile": usual, "region": usual_one, "workers": 1},
+            f"16 tiles of {usual}": more | {"workers": 1},
+            f"16 tiles of {usual}, 2 processes": more | {"workers": 2},
         }
         # Compiling belongs to the first process alone, and takes memory.
-        _apart(_job, settings, folder / "first", tile=tile, region=small, workers=1)
+        _apart(_job, settings, folder / "first", tile=small, region=one, workers=1)
         rows = [
-            {"job": name} | _apart(_job, settings, folder / name, tile=tile, **job)
+            {"job": name} | _apart(_job, settings, folder / name, **job)
             for name, job in jobs.items()
         ]
-        plain = _apart(_plain, settings, large, tile=tile)
-    for row in rows:
-        row["memory, x 1 tile"] = row["peak MB"] / rows[0]["peak MB"]
-        row["speed-up"] = rows[1]["wall s"] / row["wall s"] if "16" in row["job"] else 1.0
-    rows.append({"job": "16 tiles, no job and no files"} | plain)
-    rows[1]["overhead"] = rows[1]["cpu s"] / plain["cpu s"] - 1
+        by_name = {row["job"]: row for row in rows}
+        for size, region in ((small, many), (usual, usual_many)):
+            first, alone = by_name[f"1 tile of {size}"], by_name[f"16 tiles of {size}"]
+            for row in rows:
+                if f"tiles of {size}" in row["job"]:
+                    row["memory, x 1 tile"] = row["peak MB"] / first["peak MB"]
+                    row["speed-up"] = alone["wall s"] / row["wall s"]
+                    if "steady s" in row:
+                        row["speed-up, steady"] = alone["steady s"] / row["steady s"]
+            plain = _apart(_plain, settings, region, tile=size)
+            alone["overhead"] = alone["cpu s"] / plain["cpu s"] - 1
+            rows.append({"job": f"16 tiles of {size}, no job and no files"} | plain)
     return rows
 
 
@@ -132,11 +149,18 @@ def _enter(settings: dict[str, str]) -> None:
 
 
 def _job(
-    out: Path, *, region: Any, tile: int, workers: int | None = None, cluster: int = 0
+    out: Path,
+    *,
+    region: Any,
+    tile: int,
+    workers: int | None = None,
+    threads: bool = False,
+    cluster: int = 0,
 ) -> dict[str, Any]:
     from xsoilsm.mapping import make_job, run_job
     from xsoilsm.mapping.plan import Plan
     from xsoilsm.mapping.tile import make_unit
+    from xsoilsm.mapping.workers import Threads
 
     model = os.environ["BENCH_MODEL"]
     job = make_job(region, TIME, out, catalog="demo", model=model, tile_size=tile)
@@ -145,13 +169,33 @@ def _job(
     make_unit(next(Plan(warm).units(lambda *_: True, warm.ensemble())))
     if cluster:
         return _on_cluster(job, cluster)
+    if workers != 1 and not threads:
+        return _on_processes(job, workers)
     before = _forget_peak()
+    starts: list[float] = []
+    wait = Threads.wait
+
+    def watched(crew: Threads) -> Any:
+        news = wait(crew)
+        if news is not None and news.over:
+            starts.append(time.perf_counter())
+        return news
+
+    Threads.wait = watched
     wall, cpu = time.perf_counter(), time.process_time()
-    summary = run_job(job, workers=workers)
+    try:
+        summary = run_job(job, workers=workers, threads=threads)
+    finally:
+        Threads.wait = wait
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if not summary.is_complete:
         raise RuntimeError(str(summary))
+    count = workers or 1
+    # As for processes: what the first units read for all others is told apart.
+    steady = len(starts) > count
+    share = len(starts) / (len(starts) - count) if steady else 1.0
     return {
+        "steady s": (starts[-1] - starts[count - 1]) * share if steady else wall,
         "tiles made": summary.made,
         "wall s": wall,
         "cpu s": cpu,
@@ -161,6 +205,58 @@ def _job(
     }
 
 
+def _on_processes(job: Any, workers: int | None) -> dict[str, Any]:
+    """Run a job on processes.
+
+    Their start is in the wall time, and not in the steady one, which begins when each has made a
+    unit and is scaled to all units.
+    """
+    from xsoilsm.mapping import run_job
+    from xsoilsm.mapping.processes import Processes
+
+    wait = Processes.wait
+    peaks: dict[int, float] = {}
+    marks: list[tuple[float, float, int]] = []  # time, CPU seconds and units that are over
+    over = [0]
+    begin = time.perf_counter()
+
+    def watched(crew: Processes) -> Any:
+        news = wait(crew)
+        if news is not None and news.over:
+            over[0] += 1
+            marks.append((time.perf_counter(), sum(map(_cpu_of, crew.pids)), over[0]))
+            peaks.update((pid, _memory(pid)) for pid in crew.pids)
+        return news
+
+    Processes.wait = watched
+    try:
+        summary = run_job(job, workers=workers)
+    finally:
+        Processes.wait = wait
+    if not summary.is_complete:
+        raise RuntimeError(str(summary))
+    count = workers or os.cpu_count() or 1
+    (first, cpu, done), (last, cpu_last, whole) = marks[count - 1], marks[-1]
+    share = whole / (whole - done)
+    return {
+        "steady s": (last - first) * share,
+        "tiles made": summary.made,
+        "wall s": last - begin,
+        "cpu s": (cpu_last - cpu) * share,
+        "start s": marks[0][0] - begin,
+        "peak MB": max(peaks.values()),
+        "load": os.getloadavg()[0],
+    }
+
+
+def _cpu_of(pid: int) -> float:
+    """CPU seconds of a process."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def _forget_peak() -> float:
     """Begin to watch the peak of memory anew where the system can; MB that are in use now."""
     with suppress(OSError):
@@ -168,10 +264,10 @@ def _forget_peak() -> float:
     return _memory()
 
 
-def _memory() -> float:
-    """Peak of memory in MB."""
+def _memory(pid: int | str = "self") -> float:
+    """Peak of memory of a process in MB."""
     with suppress(OSError):
-        text = Path("/proc/self/status").read_text()
+        text = Path(f"/proc/{pid}/status").read_text()
         return int(text.split("VmHWM:")[1].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from xsoilsm.mapping import Job, JobError, open_job, run_job, verify_job
 from xsoilsm.mapping.composite import Composite
 from xsoilsm.mapping.inputs import narrowed, read_entries
 from xsoilsm.mapping.plan import UNIT_ACQUISITIONS, Plan
-from xsoilsm.mapping.region import read_region, region_text
+from xsoilsm.mapping.region import cells_of, cropped, is_box, read_region, region_text
 from xsoilsm.mapping.tile import make_unit
 from xsoilsm.quality import QualityFlag
+from xsoilsm.sources.access.search import find_items
 
 VARIABLES = ("soil_moisture", "soil_moisture_std", "quality_flag")
 
@@ -275,6 +277,104 @@ def test_only_tiles_that_touch_the_region_are_mapped(tmp_path: Path) -> None:
     assert set(triangle) == {name for name in square if shape.intersects(box[name])}
 
 
+def test_cells_beyond_the_polygon_are_left_out(
+    finished: tuple[Job, dict[str, bytes]], tmp_path: Path
+) -> None:
+    from xsoilsm.mapping.explain import explain
+
+    whole, _ = finished
+    west, south, east, north = mapping_scene.BBOX
+    corner = shapely.Polygon([(west, south), (east, south), (west, north)])
+    job = begin(tmp_path / "corner", region=corner)
+    assert run_job(job, workers=2).is_complete
+    outside, values = 0, 0
+    for name, tile in Plan(job).tiles.items():
+        x, y = (tile.geobox.coords[axis].values for axis in ("x", "y"))
+        for product in Plan(job).products:
+            got = {}
+            for variable in VARIABLES:
+                with rasterio.open(job.tiles / product.id / name / f"{variable}.tif") as file:
+                    got[variable] = file.read(1)
+            with rasterio.open(whole.tiles / product.id / name / "soil_moisture.tif") as file:
+                rows, _ = zip(*(file.index(x[0], at) for at in y), strict=True)
+                column = file.index(x[0], y[0])[1]
+                expected = file.read(1)[np.ix_(rows, range(column, column + x.size))]
+            for i, j in np.ndindex(len(y), len(x)):
+                cell = grid.get_grid("1km").cell / 2
+                box = grid.xy_to_lonlat([x[j] - cell, x[j] + cell], [y[i] - cell, y[i] + cell])
+                inside = corner.intersects(shapely.box(box[0][0], box[1][0], box[0][1], box[1][1]))
+                outside += not inside
+                if inside:
+                    np.testing.assert_allclose(
+                        got["soil_moisture"][i, j], expected[i, j], rtol=1e-5, atol=1e-6
+                    )
+                    values += np.isfinite(expected[i, j])
+                else:
+                    assert np.isnan(got["soil_moisture"][i, j])
+                    assert np.isnan(got["soil_moisture_std"][i, j])
+                    assert got["quality_flag"][i, j] == QualityFlag.NO_SCENE
+    assert outside
+    assert values
+    (found,) = explain(job, east - 0.001, north - 0.001, job.acquisitions[0].time[:10])
+    assert found.reason == "outside"
+    again = begin(tmp_path / "again", region=corner)
+    assert run_job(again, workers=1).is_complete
+    assert files_of(again.folder) == files_of(job.folder)
+
+
+def test_all_cells_of_a_box_are_its_own() -> None:
+    region = shapely.box(*mapping_scene.BBOX)
+    cells = grid.ease2_geobox(mapping_scene.BBOX, "1km")
+    assert cells_of(region, cells).all()
+    assert cropped(region, cells) == cells
+    assert is_box(region)
+    half = shapely.Polygon(list(region.exterior.coords)[:3])
+    assert not is_box(half)
+    assert 0 < cells_of(half, cells).sum() < cells.shape[0] * cells.shape[1]
+
+
+# --------------------------------------------------------------------------- mask and as-of
+
+
+def test_masks_are_part_of_a_job(tmp_path: Path) -> None:
+    from xsoilsm.quality import QualityFlag as Flag
+
+    plain = begin(tmp_path / "plain")
+    assert begin(tmp_path / "default", mask="default").hash == plain.hash
+    strict = begin(tmp_path / "strict", mask=["default", Flag.DENSE_VEGETATION])
+    assert strict.configuration.retrieve == {"mask": ["default", "dense_vegetation"]}
+    assert begin(tmp_path / "none", mask=None).configuration.retrieve == {"mask": None}
+    with pytest.raises(ValueError, match="mask names 'fog'"):
+        begin(tmp_path / "fog", mask="fog")
+    with pytest.raises(ValueError, match="given twice"):
+        begin(tmp_path / "twice", mask="strict", retrieve={"mask": ["strict"]})
+
+
+def test_a_job_as_of_a_moment_has_what_had_come(tmp_path: Path) -> None:
+    from xsoilsm.mapping.explain import explain
+
+    whole = begin(tmp_path / "whole")
+    early, late = whole.acquisitions
+    job = begin(tmp_path / "asof", asof="2020-04-10")
+    assert job.configuration.load == {"asof": "2020-04-11T00:00:00Z"}
+    assert [a.id for a in job.acquisitions] == [early.id]
+    assert {name for name, _ in job.excluded} >= {name for name, _ in late.items}
+    assert run_job(job, workers=1).is_complete
+    tags = []
+    for path in job.tiles.glob("*/*/soil_moisture.tif"):
+        with rasterio.open(path) as file:
+            tags.append(file.tags()["asof"])
+    assert set(tags) == {"2020-04-11T00:00:00Z"}
+    middle = shapely.box(*mapping_scene.BBOX).centroid
+    (found,) = explain(job, middle.x, middle.y, late.time[:10])
+    assert found.reason == "left_out"
+    assert "had not come by 2020-04-11" in found.text
+    with pytest.raises(CatalogError, match="had come by"):
+        begin(tmp_path / "none", asof="2020-04-01")
+    with pytest.raises(ValueError, match="cannot tell a moment"):
+        begin(tmp_path / "bad", asof="April")
+
+
 def _degrees(tile: grid.Tile) -> tuple[float, float, float, float]:
     box = tile.geobox.boundingbox
     (west, east), (south, north) = grid.xy_to_lonlat([box.left, box.right], [box.bottom, box.top])
@@ -365,9 +465,13 @@ def test_tiles_see_the_inputs_near_them_only(finished: tuple[Job, dict[str, byte
     assert not [file for _, _, file in chosen if file.startswith("far-")]
     with narrowed(job.inputs, chosen) as catalog:
         assert all(service.kind == "stac-static" for service in catalog.services.values())
-        root = Path(catalog.services["landscape"].href)
-        assert root.exists()
-    assert not root.exists()
+        service, collection, file = chosen[0]
+        held = catalog.services[service]
+        ever = date(1950, 1, 1), date(2100, 1, 1)
+        found = [item.id for item in find_items(held, collection, (-180, -90, 180, 90), *ever)]
+        assert json.loads((job.inputs / file).read_text())["id"] in found
+    with pytest.raises(CatalogError):
+        find_items(held, collection, (-180, -90, 180, 90), *ever)
 
 
 def test_files_depend_neither_on_workers_nor_on_the_folder_nor_on_the_provider(

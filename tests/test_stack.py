@@ -403,6 +403,31 @@ def test_choices_and_times_are_checked(flat: Catalog) -> None:
         xsoilsm.cube_from_stack(late, BBOX, catalog=flat, quantity="gamma0", scale="linear")
 
 
+def test_a_stack_as_of_a_moment_is_the_cube_of_load_cube(landscape: Path, flat: Catalog) -> None:
+    asof = "2020-04-10"
+    expected = load_cube(GEOBOX, "2020-04", catalog=flat, asof=asof).compute()
+    cube = xsoilsm.cube_from_stack(
+        odc_stacks(landscape),
+        GEOBOX,
+        catalog=flat,
+        quantity="gamma0",
+        scale="linear",
+        asof=asof,
+    ).compute()
+    assert cube.sizes["time"] == 1
+    assert_same_cube(cube, expected)
+    assert cube.attrs["asof"] == expected.attrs["asof"] == "2020-04-11T00:00:00Z"
+    with pytest.raises(CatalogError, match="none of the 2 acquisitions of the stack had come"):
+        xsoilsm.cube_from_stack(
+            odc_stacks(landscape),
+            GEOBOX,
+            catalog=flat,
+            quantity="gamma0",
+            scale="linear",
+            asof="2020-04-05T12:00",
+        )
+
+
 def test_graphs_are_the_same_every_time(landscape: Path, flat: Catalog) -> None:
     first, second = (
         xsoilsm.cube_from_stack(

@@ -244,7 +244,8 @@ def search_command(bbox: tuple[float, float, float, float], time: str, catalog: 
 
 
 WHERE = click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
-WORKERS = click.option("--workers", type=int, help="Threads; by default one for each processor.")
+WORKERS = click.option("--workers", type=int, help="Processes; by default one for each processor.")
+THREADS = click.option("--threads", is_flag=True, help="Threads of one process as workers instead.")
 SCHEDULER = click.option("--scheduler", metavar="ADDRESS", help="Of a Dask scheduler instead.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
 
@@ -268,10 +269,12 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
     help="Map acquisitions, or means over periods.",
 )
 @click.option("--mask", multiple=True, metavar="FLAG", help="Blank cells with this quality flag.")
+@click.option("--asof", metavar="MOMENT", help="Use only what had come by then, in UTC.")
 @click.option("--tile-size", type=int, help="Cells along the side of a tile.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the job.")
 @click.option("--estimate", is_flag=True, help="Say what the job takes; makes one unit of it.")
 @WORKERS
+@THREADS
 @SCHEDULER
 @QUIET
 @one_line_errors
@@ -286,8 +289,8 @@ def map_group(mask: tuple[str, ...], quiet: bool, **options: Any) -> None:
         raise click.UsageError(msg, context)
     from xsoilsm.mapping.commands import map_job
 
-    retrieve = {"mask": list(mask)} if mask else {}
-    if _finish(lambda: map_job(**options, retrieve=retrieve, say=_say, progress=not quiet)):
+    options["mask"] = list(mask) or "default"
+    if _finish(lambda: map_job(**options, say=_say, progress=not quiet)):
         _publish(options["out"])
 
 
@@ -304,6 +307,7 @@ def map_status(out: Path) -> None:
 @map_group.command("retry")
 @WHERE
 @WORKERS
+@THREADS
 @SCHEDULER
 @QUIET
 @one_line_errors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from xsoilsm import grid, periods
-from xsoilsm.catalog import Catalog, CatalogError
+from xsoilsm.catalog import Catalog, CatalogError, open_catalog
 from xsoilsm.cube import VARIABLES, CubeError, SourceFlag
 from xsoilsm.loading import (
     Scene,
@@ -27,6 +28,7 @@ from xsoilsm.loading import (
     find_ground,
     static_arrays,
 )
+from xsoilsm.sources.availability import Asof, Moment, latency_of, moment_of
 from xsoilsm.sources.pixels.stacks import (
     SAME_PASS,
     Passes,
@@ -68,6 +70,7 @@ def cube_from_stack(
     chunks: int | tuple[int, int] | Mapping[str, int] | None = None,
     on_error: OnError = "flag",
     cache: bool = True,
+    asof: Asof | None = None,
 ) -> xr.Dataset:
     """Make a cube of Sentinel-1 pixels that were loaded with odc-stac, stackstac or alike.
 
@@ -111,6 +114,9 @@ def cube_from_stack(
         As for `xsoilsm.load_cube`, for everything but the stacks.
     cache : bool, default True
         As for `xsoilsm.load_cube`.
+    asof : str, date, datetime or datetime64, optional
+        Use only what had come by then, as for `xsoilsm.load_cube`. Acquisitions of the stacks come
+        with the latency of the catalog's radar of their day, or at once where it has none.
 
     Returns
     -------
@@ -122,7 +128,10 @@ def cube_from_stack(
     CubeError
         When the stacks or inputs are not what is described above.
     CatalogError
-        When the catalog has no pass at a time of the stack, or lacks another input.
+        When the catalog has no pass at a time of the stack, lacks another input, or nothing of
+        the stacks had come by `asof`.
+    ValueError
+        When `asof` cannot be understood.
 
     Notes
     -----
@@ -148,9 +157,14 @@ def cube_from_stack(
         raise CubeError(msg)
     pixels = [read_stack(stack, bands, pixel, scale) for stack in several]
     geobox = _region(region, res, pixels)
+    opened = catalog if isinstance(catalog, Catalog) else open_catalog(catalog)
+    if asof is not None:
+        pixels = _come_by(pixels, moment_of(asof), opened)
     passes = group_passes(pixels)
     days = passes.time[0], passes.time[-1]
-    request = make_request(geobox, days, catalog, chunks=chunks, on_error=on_error, cache=cache)
+    request = make_request(
+        geobox, days, opened, chunks=chunks, on_error=on_error, cache=cache, asof=asof
+    )
     given = _given(inputs, geobox, passes.time)
     ground = find_ground(request, frozenset(given))
     static = static_arrays(request, ground)
@@ -186,6 +200,26 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         msg = f"{name} {value!r} is unknown; expected one of {', '.join(map(repr, allowed))}"
         raise ValueError(msg)
+
+
+def _come_by(pixels: list[xr.DataArray], moment: Moment, catalog: Catalog) -> list[xr.DataArray]:
+    """Leave out steps of stacks of passes that had not come."""
+    passes = group_passes(pixels)
+    there: dict[int, list[int]] = {}
+    for time, members in zip(passes.time, passes.members, strict=True):
+        day = date.fromisoformat(str(time.astype("datetime64[D]")))
+        segments = catalog.segments("radar", day, day)
+        latency = latency_of(segments[0].source) if segments else 0.0
+        if moment.has(time, latency):
+            for number, step in members:
+                there.setdefault(number, []).append(step)
+    if not there:
+        msg = (
+            f"none of the {passes.time.size} acquisitions of the stack had come by {moment.text}; "
+            "load earlier ones, or choose a later asof"
+        )
+        raise CatalogError(msg)
+    return [pixels[number].isel(time=sorted(steps)) for number, steps in sorted(there.items())]
 
 
 def _region(

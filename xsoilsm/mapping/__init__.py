@@ -1,12 +1,13 @@
 """Step 7 of 7 (write): maps of whole regions that never lose a tile, and say why a pixel is empty.
 
 A *job* is a configuration and the folder that it fills. `make_job` searches its inputs once,
-`run_job` makes what is missing, on threads of this process or on a Dask cluster, and every run
+`run_job` makes what is missing, on processes of this machine or on a Dask cluster, and every run
 goes on where the last one ended, however that ended. Where to change what: `region` reads
 regions, `inputs` keeps the items that were found, `job` is the configuration, `plan` cuts it into
 products, tiles and units, `tile` makes one unit, `composite` puts acquisitions together, `ledger`
-records, `verify` compares the record with the files, `workers` are threads or a cluster, `run`
-leads them, `publish` puts tiles together, `explain` and `estimate` answer questions.
+records, `verify` compares the record with the files, `workers` are threads or a cluster,
+`processes` what their name says (forked by `nursery`), `run` leads them, `publish` puts tiles
+together, `explain` and `estimate` answer questions.
 """
 
 from __future__ import annotations

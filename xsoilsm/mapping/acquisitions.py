@@ -18,7 +18,8 @@ import shapely
 
 from xsoilsm.mapping.inputs import Entry, narrowed
 from xsoilsm.sources.access.search import lonlat_bounds
-from xsoilsm.sources.sentinel1.passes import find_radar
+from xsoilsm.sources.availability import moment_of
+from xsoilsm.sources.sentinel1.passes import Pass, find_radar
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -62,7 +63,12 @@ class Acquisition:
 
 
 def find_acquisitions(
-    inputs: Path, entries: Sequence[Entry], geobox: GeoBox, days: tuple[date, date], region: Any
+    inputs: Path,
+    entries: Sequence[Entry],
+    geobox: GeoBox,
+    days: tuple[date, date],
+    region: Any,
+    asof: str | None = None,
 ) -> tuple[list[Acquisition], list[tuple[str, str]]]:
     """Find the passes over a region, each with one time for all tiles.
 
@@ -79,6 +85,8 @@ def find_acquisitions(
         First and last day, UTC.
     region : shapely geometry
         In degrees.
+    asof : str, optional
+        Leave out what had not come by then.
 
     Returns
     -------
@@ -96,6 +104,13 @@ def find_acquisitions(
     bounds = lonlat_bounds(geobox)
     with narrowed(inputs, items) as catalog:
         passes, excluded, _ = find_radar(catalog, bounds, *days)
+        late: dict[str, str] = {}
+        if asof is not None:
+            moment = moment_of(asof)
+            whole = _slices(passes)
+            passes, excluded, _ = find_radar(catalog, bounds, *days, moment)
+            absent = sorted(whole - _slices(passes))
+            late = dict.fromkeys(absent, f"had not come by {moment.text}")
     found: list[Acquisition] = []
     for one in passes:
         second = str(one.time.astype("datetime64[s]"))
@@ -114,4 +129,8 @@ def find_acquisitions(
             )
         )
     over = [a for a in found if a.items_over(region)]
-    return over, [(x.id, x.reason) for x in excluded]
+    return over, [*((x.id, x.reason) for x in excluded), *late.items()]
+
+
+def _slices(passes: Sequence[Pass]) -> set[str]:
+    return {piece.id for one in passes for piece in one.slices}

@@ -30,6 +30,7 @@ def map_job(
     region: Path | None = None,
     estimate: bool = False,
     workers: int | None = None,
+    threads: bool = False,
     scheduler: str | None = None,
     progress: bool = False,
     **options: Any,
@@ -50,7 +51,9 @@ def map_job(
     estimate : bool, default False
         Say what the job takes instead of running it; makes one unit.
     workers : int, optional
-        Threads of this process.
+        Processes of this machine.
+    threads : bool, default False
+        Let workers be threads of this process.
     scheduler : str, optional
         Address of a Dask scheduler.
     progress : bool, default False
@@ -76,7 +79,8 @@ def map_job(
     if estimate:
         say(str(estimate_job(job, tell=say)))
         return None
-    return run_job(job, workers=workers, client=scheduler, progress=progress, tell=say)
+    chosen: dict[str, Any] = {"workers": workers, "threads": threads, "client": scheduler}
+    return run_job(job, **chosen, progress=progress, tell=say)
 
 
 def retry(
@@ -84,6 +88,7 @@ def retry(
     *,
     say: Say,
     workers: int | None = None,
+    threads: bool = False,
     scheduler: str | None = None,
     progress: bool = False,
 ) -> Summary:
@@ -91,7 +96,8 @@ def retry(
 
     Computes and writes; parameters as of `map_job`.
     """
-    return run_job(out, workers=workers, client=scheduler, progress=progress, tell=say)
+    chosen: dict[str, Any] = {"workers": workers, "threads": threads, "client": scheduler}
+    return run_job(out, **chosen, progress=progress, tell=say)
 
 
 def verify(out: Path) -> tuple[Summary, list[str]]:

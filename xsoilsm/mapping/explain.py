@@ -31,6 +31,7 @@ from xsoilsm.mapping.inputs import narrowed, select
 from xsoilsm.mapping.job import Job, JobError, open_job
 from xsoilsm.mapping.ledger import Row, read_rows
 from xsoilsm.mapping.plan import Plan, Product
+from xsoilsm.mapping.region import cells_of
 from xsoilsm.mapping.tile import folder_of
 from xsoilsm.quality import QualityFlag, describe, name_of
 from xsoilsm.sources.access.search import lonlat_bounds
@@ -123,6 +124,9 @@ def explain(
     size = configuration.tile_size
     name = grid.Tile(row // size, column // size, configuration.geobox).name
     inside = name in plan.tiles and _inside(plan.tiles[name], row, column)
+    if inside:
+        alone = cells.geobox((row, row + 1), (column, column + 1))
+        inside = bool(cells_of(configuration.polygon, alone).all())
     if not inside:
         west, south, east, north = configuration.polygon.bounds
         text = (

@@ -14,17 +14,23 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from xsoilsm.catalog import Catalog
-from xsoilsm.facts import Sentinel1GrdSource, Source
-from xsoilsm.sources.access.search import Bounds, find_items, footprint_of, item_span
+from xsoilsm.facts import Sentinel1GrdSource, Sentinel1RtcSource, Source
+from xsoilsm.sources.access.search import (
+    Bounds,
+    find_item,
+    find_items,
+    footprint_of,
+    holding,
+    item_span,
+)
 
 if TYPE_CHECKING:
     import pystac
@@ -97,20 +103,39 @@ def record_inputs(
         When the folder cannot be written.
     """
     entries: dict[tuple[str, str, str], Entry] = {}
+
+    def keep(service: str, collection: str, item: pystac.Item, timely: bool, role: str) -> None:
+        text = json.dumps(_plain(item), sort_keys=True, separators=(",", ":"))
+        key = service, collection, item.id
+        name = f"{hashlib.sha256('/'.join(key).encode()).hexdigest()[:20]}.json"
+        Path(folder, name).write_text(text, "utf-8")
+        days = ("", "")
+        if timely:
+            begin, finish = item_span(item)
+            days = str(begin.date()), str(finish.date())
+        entries[key] = Entry(*key, name, _bounds_of(item), *days, role)
+
+    images: dict[tuple[str, str], list[pystac.Item]] = {}
     for service, collection, (first, last), role in _searches(catalog, start, end):
         around = bounds
         if role == "heights":
             around = _union([bounds, *(e.bounds for e in entries.values() if e.role == "radar")])
         for item in find_items(catalog.services[service], collection, around, first, last):
-            text = json.dumps(_plain(item), sort_keys=True, separators=(",", ":"))
-            key = service, collection, item.id
-            name = f"{hashlib.sha256('/'.join(key).encode()).hexdigest()[:20]}.json"
-            Path(folder, name).write_text(text, "utf-8")
-            days = ("", "")
-            if (first, last) != _EVER:
-                begin, finish = item_span(item)
-                days = str(begin.date()), str(finish.date())
-            entries[key] = Entry(*key, name, _bounds_of(item), *days, role)
+            keep(service, collection, item, (first, last) != _EVER, role)
+            if role == "radar":
+                images.setdefault((service, collection), []).append(item)
+    for source in catalog.sources["radar"]:
+        if not isinstance(source, Sentinel1RtcSource) or not source.grd_collection:
+            continue
+        # What an image was made of may end a little earlier than the image, outside the region.
+        where, originals = source.grd_service or source.service, source.grd_collection
+        for item in images.get((source.service, source.collection), ()):
+            link = item.get_single_link("derived_from")
+            name = "" if link is None else str(link.target).rstrip("/").split("/")[-1]
+            if (where, originals, name.removesuffix(".json")) not in entries:
+                other = find_item(catalog.services[where], originals, item, "derived_from")
+                if other is not None:
+                    keep(where, originals, other, True, "radar")
     found = sorted(entries.values(), key=lambda e: (e.service, e.collection, e.start, e.id))
     kept = catalog.model_dump(mode="json")
     Path(folder, "catalog.json").write_text(json.dumps(kept, sort_keys=True), "utf-8")
@@ -173,9 +198,13 @@ def _bounds_of(item: pystac.Item) -> Bounds:
     return west, south, east, north
 
 
-@lru_cache(maxsize=4)
 def read_entries(folder: Path) -> tuple[Entry, ...]:
-    """Items that were found, as `record_inputs` kept them. Computes: reads one file."""
+    """Items that were found, as `record_inputs` kept them. Computes: reads one file, once."""
+    return _read_entries(folder, Path(folder, "index.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read_entries(folder: Path, _: int) -> tuple[Entry, ...]:
     rows = json.loads(Path(folder, "index.json").read_text("utf-8"))
     found = []
     for service, collection, name, file, (west, south, east, north), *rest in rows:
@@ -183,9 +212,13 @@ def read_entries(folder: Path) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=4)
 def read_catalog(folder: Path) -> Catalog:
-    """Catalog of a job as it was when the job was made. Computes: reads one file."""
+    """Catalog of a job as it was when the job was made. Computes: reads one file, once."""
+    return _read_catalog(folder, Path(folder, "catalog.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read_catalog(folder: Path, _: int) -> Catalog:
     return Catalog.model_validate_json(Path(folder, "catalog.json").read_text("utf-8"))
 
 
@@ -237,7 +270,8 @@ def _near(one: Bounds, other: Bounds) -> bool:
 def narrowed(folder: Path, items: Sequence[tuple[str, str, str]]) -> Iterator[Catalog]:
     """Catalog whose services are static and hold some of a job's items.
 
-    Computes: writes small files into a temporary folder, which goes when the block ends.
+    Computes: reads items that were not read lately. The services are of this process, and end
+    with the block.
 
     Parameters
     ----------
@@ -250,21 +284,33 @@ def narrowed(folder: Path, items: Sequence[tuple[str, str, str]]) -> Iterator[Ca
     Catalog
     """
     catalog = read_catalog(folder)
-    with TemporaryDirectory(prefix="xsoilsm-") as scratch:
+    with ExitStack() as stack:
         services = {}
-        for number, (name, service) in enumerate(catalog.services.items()):
+        for name, service in catalog.services.items():
             if service.kind == "zarr":
                 services[name] = service
                 continue
-            root = Path(scratch, str(number))
-            found: dict[str, list[str]] = {c: [] for c in _known_collections(catalog, name)}
+            found: dict[str, list[pystac.Item]] = {c: [] for c in _known_collections(catalog, name)}
             for where, collection, file in items:
                 if where == name:
-                    found[collection].append(os.fspath(Path(folder, file).resolve()))
-            _write_static(root, found)
-            href = os.fspath(root / "catalog.json")
+                    found[collection].append(_item(Path(folder, file)))
+            href = stack.enter_context(holding(found))
             services[name] = service.model_copy(update={"kind": "stac-static", "href": href})
         yield catalog.model_copy(update={"services": services})
+
+
+def _item(path: Path) -> pystac.Item:
+    """Item of a job; neighbouring tiles share theirs."""
+    return _read_item(os.fspath(path.resolve()), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)
+def _read_item(path: str, _: int) -> pystac.Item:
+    import pystac
+
+    item = pystac.Item.from_file(path)
+    item.make_asset_hrefs_absolute()
+    return item
 
 
 def _known_collections(catalog: Catalog, service: str) -> list[str]:
@@ -277,28 +323,3 @@ def _known_collections(catalog: Catalog, service: str) -> list[str]:
             if where == service
         }
     )
-
-
-def _write_static(root: Path, found: dict[str, list[str]]) -> None:
-    """Write a static catalog whose collections link to items elsewhere."""
-    children = []
-    for number, (collection, files) in enumerate(found.items()):
-        path = root / f"{number}.json"
-        children.append({"rel": "child", "href": os.fspath(path)})
-        content: dict[str, Any] = {
-            "type": "Collection",
-            "id": collection,
-            "stac_version": "1.0.0",
-            "description": collection,
-            "license": "other",
-            "extent": {
-                "spatial": {"bbox": [[-180, -90, 180, 90]]},
-                "temporal": {"interval": [["1950-01-01T00:00:00Z", None]]},
-            },
-            "links": [{"rel": "item", "href": file} for file in files],
-        }
-        root.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content), "utf-8")
-    root.mkdir(exist_ok=True)
-    content = {"type": "Catalog", "id": "inputs", "stac_version": "1.0.0", "description": "inputs"}
-    Path(root, "catalog.json").write_text(json.dumps(content | {"links": children}), "utf-8")

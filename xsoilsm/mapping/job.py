@@ -30,9 +30,12 @@ from xsoilsm.loading import load_cube
 from xsoilsm.mapping.acquisitions import Acquisition, find_acquisitions
 from xsoilsm.mapping.inputs import Entry, read_entries, record_inputs
 from xsoilsm.mapping.lock import hold
-from xsoilsm.mapping.region import Region, read_region, region_text
+from xsoilsm.mapping.region import Region, is_box, read_region, region_text
+from xsoilsm.quality import QualityFlag, name_of
 from xsoilsm.sources.access.search import lonlat_bounds
+from xsoilsm.sources.availability import Asof, moment_of
 from xsoilsm.sources.sentinel1.passes import find_radar
+from xsoilsm.thresholds import Mask, mask_bits
 from xsoilsm.timespan import Time, days_of
 from xsoilsm.wholefile import write_whole
 
@@ -113,10 +116,13 @@ class Configuration:
     load: dict[str, Any] = field(default_factory=dict)
     retrieve: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the configuration, 64 hexadecimal digits."""
-        text = json.dumps([FORMAT, asdict(self)], sort_keys=True, separators=(",", ":"))
+        content = [FORMAT, asdict(self)]
+        if not is_box(self.polygon):
+            content.append("clipped")  # earlier jobs of this format mapped tiles whole
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
@@ -212,6 +218,8 @@ def make_job(
     composite: str = "none",
     tile_size: int | None = None,
     device: str = "auto",
+    mask: Mask = "default",
+    asof: Asof | None = None,
     load: Mapping[str, Any] | None = None,
     retrieve: Mapping[str, Any] | None = None,
 ) -> Job:
@@ -222,7 +230,7 @@ def make_job(
     Parameters
     ----------
     region : (west, south, east, north), path, mapping or geometry
-        See `xsoilsm.mapping.region.read_region`. Tiles that touch it are mapped, whole.
+        See `xsoilsm.mapping.region.read_region`. Cells that touch it are mapped.
     time : str, (start, end) or slice
         Days in UTC, see `xsoilsm.load_cube`.
     out : path
@@ -237,6 +245,11 @@ def make_job(
     tile_size : int, optional
         Cells along the side of a tile; by default `TILE_SIZE`.
     device : {"auto", "cpu", "cuda"}, default "auto"
+    mask : str, iterable of str, or None, default "default"
+        Cells with these quality flags are blanked, see `xsoilsm.retrieve`; None blanks nothing.
+    asof : str, date, datetime or datetime64, optional
+        Use only what had come by then, see `xsoilsm.load_cube`: also acquisitions that had not
+        come are left out. By default everything that the archives hold now.
     load, retrieve : mapping, optional
         Further options of `xsoilsm.load_cube` and `xsoilsm.retrieve`.
 
@@ -286,8 +299,8 @@ def make_job(
         engine=engine.way,
         device=engine.device,
         code=version("xsoilsm"),
-        load=_options(load_cube, load),
-        retrieve=_options(retrieval.retrieve, retrieve),
+        load=_options(load_cube, load, _asof_option(asof)),
+        retrieve=_options(retrieval.retrieve, retrieve, _mask_option(mask)),
     )
     folder = Path(out)
     if (folder / "job.json").exists():
@@ -372,8 +385,34 @@ def _digest_of(catalog: Catalog) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _options(function: Callable[..., Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Check options for a function that is called much later."""
+def _asof_option(asof: Asof | None) -> dict[str, str]:
+    return {} if asof is None else {"asof": moment_of(asof).text}
+
+
+def _mask_option(mask: Mask) -> dict[str, list[str] | str | None]:
+    """Names of flags as a job keeps them; unknown ones are refused at once."""
+    if mask is None or mask == "default":
+        return {} if mask else {"mask": None}
+    names = [mask] if isinstance(mask, str | QualityFlag) else list(mask)
+    mask_bits(names)
+    return {"mask": [name if isinstance(name, str) else name_of(name) for name in names]}
+
+
+def _options(
+    function: Callable[..., Any], given: Mapping[str, Any] | None, named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Check options for a function that is called much later.
+
+    Raises
+    ------
+    ValueError
+        When there is no such option, or one of those with a name of their own is given twice.
+    """
+    twice = sorted(set(named) & set(given or ()))
+    if twice:
+        msg = f"{', '.join(twice)} is given twice, also among the options of {function.__name__}"
+        raise ValueError(msg)
+    given = {**(given or {}), **named}
     known = inspect.signature(function).parameters
     own = {"cube", "model", "res", "device", "region", "time", "catalog", "chunks", "on_error"}
     unknown = sorted(set(given or ()) - (set(known) - own))
@@ -434,7 +473,12 @@ def _search(folder: Path, configuration: Configuration, catalog: Catalog) -> Non
     entries = record_inputs(catalog, bounds, *configuration.days, scratch)
     try:
         acquisitions, excluded = find_acquisitions(
-            scratch, entries, configuration.geobox, configuration.days, configuration.polygon
+            scratch,
+            entries,
+            configuration.geobox,
+            configuration.days,
+            configuration.polygon,
+            configuration.load.get("asof"),
         )
     except CatalogError:
         # The catalog itself knows of other days, and names the nearest.

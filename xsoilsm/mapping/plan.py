@@ -11,7 +11,7 @@ tile has the same bytes whether its unit was made in one go or after many interr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from xsoilsm import grid, periods
 from xsoilsm.mapping.acquisitions import Acquisition
 from xsoilsm.mapping.inputs import select
 from xsoilsm.mapping.job import COMPOSITES, Configuration, Job
+from xsoilsm.mapping.region import cropped, is_box
 from xsoilsm.sources.access.search import lonlat_bounds
 
 if TYPE_CHECKING:
@@ -120,12 +121,17 @@ class Plan:
 
     @cached_property
     def tiles(self) -> dict[str, grid.Tile]:
-        """Tiles that touch the region, by name."""
+        """Tiles that touch the region, with the rows and columns that it reaches, by name."""
         configuration = self.job.configuration
         region = configuration.polygon
         shapely.prepare(region)
+        whole = is_box(region)
         cut = grid.tiles(configuration.geobox, configuration.tile_size)
-        return {t.name: t for t in cut if region.intersects(_box(t.geobox))}
+        return {
+            t.name: t if whole else replace(t, geobox=cropped(region, t.geobox))
+            for t in cut
+            if region.intersects(_box(t.geobox))
+        }
 
     def products_of(self, tile: grid.Tile) -> list[Product]:
         """Products with an acquisition over a tile, and of these the acquisitions over it."""

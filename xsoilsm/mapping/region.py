@@ -12,13 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import shapely
+from odc.geo.geobox import GeoBox
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
+from xsoilsm import grid
 from xsoilsm.grid import LATITUDE_LIMIT, ease2_geobox
 
-__all__ = ["Region", "read_region", "region_text"]
+__all__ = ["Region", "cells_of", "cropped", "is_box", "read_region", "region_text"]
 
 Region: TypeAlias = (
     tuple[float, float, float, float] | str | os.PathLike[str] | Mapping[str, Any] | BaseGeometry
@@ -76,6 +80,63 @@ def read_region(region: Region) -> BaseGeometry:
 def region_text(region: BaseGeometry) -> str:
     """Write a region as WKT that is the same for the same polygon. Lazy: reads nothing."""
     return str(shapely.to_wkt(shapely.normalize(region), rounding_precision=_PLACES))
+
+
+def is_box(region: BaseGeometry) -> bool:
+    """Whether a region is the box of its bounds, so that all cells around it are its own."""
+    return bool(shapely.box(*region.bounds).equals(region))
+
+
+def cropped(region: BaseGeometry, geobox: GeoBox) -> GeoBox:
+    """Rows and columns of a block of cells that a region reaches. Lazy: reads nothing.
+
+    Parameters
+    ----------
+    region : shapely geometry
+        In degrees.
+    geobox : GeoBox
+        Cells that touch the region.
+    """
+    part = shapely.intersection(region, shapely.box(*_degrees(geobox)))
+    if part.area == 0:  # a corner or an edge
+        return geobox
+    cells, rows, columns = grid.grid_of(geobox)
+    _, near_rows, near_columns = grid.grid_of(ease2_geobox(part.bounds, cells.name))
+    return cells.geobox(
+        (max(rows[0], near_rows[0]), min(rows[1], near_rows[1])),
+        (max(columns[0], near_columns[0]), min(columns[1], near_columns[1])),
+    )
+
+
+def cells_of(region: BaseGeometry, geobox: GeoBox) -> npt.NDArray[np.bool_]:
+    """Tell which cells touch a region. Computes.
+
+    Parameters
+    ----------
+    region : shapely geometry
+        In degrees; of a box all cells are its own.
+    geobox : GeoBox
+
+    Returns
+    -------
+    (y, x) ndarray of bool
+    """
+    shapely.prepare(region)
+    height, width = geobox.shape
+    if is_box(region) or shapely.contains_properly(region, shapely.box(*_degrees(geobox))):
+        return np.ones((height, width), bool)
+    affine = geobox.affine
+    lon, _ = grid.xy_to_lonlat(affine.c + affine.a * np.arange(width + 1), np.zeros(width + 1))
+    _, lat = grid.xy_to_lonlat(np.zeros(height + 1), affine.f + affine.e * np.arange(height + 1))
+    boxes = shapely.box(lon[None, :-1], lat[1:, None], lon[None, 1:], lat[:-1, None])
+    touching: npt.NDArray[np.bool_] = shapely.intersects(region, boxes)
+    return touching
+
+
+def _degrees(geobox: GeoBox) -> tuple[float, float, float, float]:
+    box = geobox.boundingbox
+    lon, lat = grid.xy_to_lonlat([box.left, box.right], [box.bottom, box.top])
+    return float(lon[0]), float(lat[0]), float(lon[1]), float(lat[1])
 
 
 def _geometry(region: Region) -> tuple[str, BaseGeometry]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from xsoilsm.mapping.job import Job, open_job
 from xsoilsm.mapping.ledger import OPEN, Ledger
 from xsoilsm.mapping.lock import hold
 from xsoilsm.mapping.plan import Plan, Unit
+from xsoilsm.mapping.processes import Processes
 from xsoilsm.mapping.tile import CannotWriteError, Made
 from xsoilsm.mapping.verify import check_files, open_ledger, remove_scratch
 from xsoilsm.mapping.workers import Cluster, Outcome, Threads, Workers
@@ -37,6 +39,11 @@ __all__ = ["InterruptedJobError", "Summary", "run_job", "verify_job"]
 
 LOST = 3
 """How often in a row a unit may be lost with its worker before that counts as its fault."""
+
+_LOST_TEXT = (
+    f"lost {LOST} times with its worker, which may have had too little memory: take fewer workers "
+    "(--workers) or smaller tiles"
+)
 
 Tell = Callable[[str], object]
 
@@ -94,6 +101,7 @@ def run_job(
     job: Job | str | os.PathLike[str],
     *,
     workers: int | None = None,
+    threads: bool = False,
     client: distributed.Client | str | None = None,
     window: int | None = None,
     attempts: int = 2,
@@ -110,7 +118,13 @@ def run_job(
     job : Job or path
         Or its folder.
     workers : int, optional
-        Threads of this process; by default one for each processor that it may use.
+        Processes of this machine that each have one unit in hand (`xsoilsm.mapping.processes`);
+        by default one for each processor that this one may use, and never more than there are
+        units. A single one is a thread of this process, and so are all of them on systems other
+        than Linux, where a `distributed.LocalCluster` as `client` has processes.
+    threads : bool, default False
+        Let all workers be threads of this process. Small tiles are then made one by one, as
+        they are mostly Python's own work.
     client : distributed.Client or str, optional
         Work on this Dask cluster, or on that of the scheduler at this address, instead. Its
         workers see the job's folder under the same path and have the same release of xsoilsm,
@@ -140,6 +154,8 @@ def run_job(
         When the folder cannot be written or its disk is full; what was made is kept.
     ConnectionError
         When the cluster is gone for long.
+    ChildProcessError
+        When worker processes cannot be started.
     InterruptedJobError
         After Ctrl-C. The tiles that were being made are finished first; a second Ctrl-C leaves
         at once. In both cases nothing is half written.
@@ -150,19 +166,28 @@ def run_job(
     plan = Plan(chosen)
     with _held(chosen, plan) as ledger, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResolutionWarning)
+        todo = _open_tiles(ledger)
+        if not todo:
+            return _summary(chosen, ledger, 0)
+        first = plan.units(lambda product, tile: (product, tile) in todo, ensemble)
+        crew = _crew(workers, threads, client, window, itertools.islice(first, units))
+        run = _Run(chosen, plan, ensemble, ledger, crew, tell or (lambda _: None))
         made = 0
-        for _ in range(max(attempts, 1)):
-            todo = {(row.product, row.tile) for row in ledger.rows(*OPEN)}
-            if not todo:
-                break
-            crew = _crew(workers, client, window, len(todo))
-            run = _Run(chosen, plan, ensemble, ledger, crew, tell or (lambda _: None))
-            with _bar(progress, chosen, ledger) as advance:
-                made += run.through(todo, advance, units)
-            if units is not None:
-                break
-        remove_scratch(chosen)  # of workers that died meanwhile
+        try:
+            for _ in range(max(attempts, 1)):
+                with _bar(progress, ledger) as advance:
+                    made += run.through(todo, advance, units)
+                todo = _open_tiles(ledger)
+                if not todo or units is not None:
+                    break
+        finally:
+            crew.close(wait=run.patient)
+            remove_scratch(chosen)  # of workers that died meanwhile
         return _summary(chosen, ledger, made)
+
+
+def _open_tiles(ledger: Ledger) -> set[tuple[str, str]]:
+    return {(row.product, row.tile) for row in ledger.rows(*OPEN)}
 
 
 def verify_job(job: Job | str | os.PathLike[str]) -> tuple[Summary, list[tuple[str, str, str]]]:
@@ -208,10 +233,12 @@ def _summary(job: Job, ledger: Ledger, made: int) -> Summary:
 
 def _crew(
     workers: int | None,
+    threads: bool,
     client: distributed.Client | str | None,
     window: int | None,
-    todo: int,
+    units: Iterable[Unit],
 ) -> Workers:
+    """Whoever makes units; of these only as many are looked at as could be made at once."""
     if client is not None:
         return Cluster(client, window)
     if workers is not None and workers < 1:
@@ -219,11 +246,20 @@ def _crew(
         raise ValueError(msg)
     affinity = getattr(os, "sched_getaffinity", None)
     here = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Threads(min(workers or here, todo))
+    count = sum(1 for _ in itertools.islice(units, workers or here))
+    # Elsewhere libraries may not survive the fork of a process that uses them.
+    alone = threads or count == 1 or sys.platform != "linux"
+    return Threads(count) if alone else Processes(count)
 
 
 class _Run:
-    """One pass over everything that is to be made."""
+    """Passes over everything that is to be made.
+
+    Attributes
+    ----------
+    patient : bool
+        Whether what is in hand may be waited for.
+    """
 
     def __init__(
         self,
@@ -240,6 +276,7 @@ class _Run:
         self._ledger = ledger
         self._crew = crew
         self._tell = tell
+        self.patient = True
         self._feeding = True
         self._out = 0
         self._entered: dict[tuple[str, str], set[str]] = {}
@@ -253,7 +290,8 @@ class _Run:
         every = self._plan.units(lambda product, tile: (product, tile) in todo, self._ensemble)
         units = itertools.islice(every, most)
         made = 0
-        patient = True
+        self._entered.clear()
+        self._lost.clear()
         try:
             with _asked_to_stop() as asked:
                 while self._feed(units) or self._out:
@@ -267,9 +305,7 @@ class _Run:
                         made += count
                         advance(count)
         except KeyboardInterrupt:
-            self._feeding = patient = False
-        finally:
-            self._crew.close(wait=patient)
+            self._feeding = self.patient = False
         if not self._feeding:
             raise InterruptedJobError(str(_summary(self._job, self._ledger, made)))
         return made
@@ -287,7 +323,7 @@ class _Run:
     def _take(self, outcome: Outcome) -> int:
         """Enter what became of a unit; gives the number of tiles that are new."""
         unit, error = outcome.unit, outcome.error
-        key = unit.tile, unit.wanted[0]
+        key = unit.tile, unit.products[0].id
         if outcome.made:
             self._ledger.enter(outcome.made)
             self._entered.setdefault(key, set()).update(one.product for one in outcome.made)
@@ -296,16 +332,16 @@ class _Run:
         if isinstance(error, CannotWriteError):
             msg = f"{error.strerror}. Run the job again then: what is done is kept"
             raise OSError(error.errno, msg) from error
-        if outcome.lost and self._feeding:
+        left = tuple(p for p in unit.wanted if p not in self._entered.get(key, ()))
+        if outcome.lost and self._feeding and left:
             self._lost[key] += 1
             if self._lost[key] < LOST:
-                self._again.append(unit)
+                self._again.append(replace(unit, wanted=left))
                 return 0
-            error = error or ConnectionError(f"lost {LOST} times with its worker")
+            error = error or ConnectionError(_LOST_TEXT)
         if error is not None and not (outcome.lost and not self._feeding):
             text = f"{type(error).__name__}: {error}"[:2000]
-            left = set(unit.wanted) - self._entered.get(key, set())
-            self._ledger.enter(Made(p, unit.tile, "failed", text) for p in sorted(left))
+            self._ledger.enter(Made(p, unit.tile, "failed", text) for p in left)
         if outcome.over:
             self._entered.pop(key, None)
         return sum(one.state == "done" for one in outcome.made)
@@ -336,7 +372,7 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _bar(show: bool, job: Job, ledger: Ledger) -> Iterator[Callable[[int], None]]:
+def _bar(show: bool, ledger: Ledger) -> Iterator[Callable[[int], None]]:
     """Progress on the terminal: tiles that are done of all."""
     if not show:
         yield lambda _: None

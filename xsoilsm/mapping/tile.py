@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 import xarray as xr
 
@@ -33,8 +34,11 @@ from xsoilsm.mapping.acquisitions import Acquisition
 from xsoilsm.mapping.composite import Composite
 from xsoilsm.mapping.inputs import narrowed
 from xsoilsm.mapping.plan import Product, Unit
+from xsoilsm.mapping.region import cells_of
+from xsoilsm.quality import QualityFlag
 from xsoilsm.retrieval import retrieve
 from xsoilsm.sources.access.search import lonlat_bounds
+from xsoilsm.sources.series.shared import sharing
 
 if TYPE_CHECKING:
     from xsoilsm.ensemble import Ensemble
@@ -140,7 +144,8 @@ def make_unit(
     check_machine(unit)
     made: list[Made] = []
     meter = _Meter()
-    with narrowed(Path(unit.folder, "inputs"), unit.items) as catalog:
+    region = lonlat_bounds(unit.configuration.geobox)
+    with narrowed(Path(unit.folder, "inputs"), unit.items) as catalog, sharing(region):
         loaded = _Loaded(unit, catalog)
         for product in unit.products:
             if product.id not in unit.wanted:
@@ -248,6 +253,8 @@ class _Loaded:
     ----------
     fault : str
         What could not be read of the inputs of the product that was last mapped.
+    inside : (y, x) ndarray of bool
+        Cells of the region.
     """
 
     def __init__(self, unit: Unit, catalog: Catalog) -> None:
@@ -260,6 +267,7 @@ class _Loaded:
         self._places: dict[str, int] = {}
         self._radar: dict[str, tuple[xr.Dataset, str]] = {}
         self._bytes = 0
+        self.inside = cells_of(unit.configuration.polygon, unit.geobox)
 
     def cube(self, acquisition: Acquisition) -> xr.Dataset:
         """Cube of one acquisition, in one chunk each variable. Computes."""
@@ -269,6 +277,9 @@ class _Loaded:
             self._load_radar(acquisition)
         radar, fault = self._radar.pop(acquisition.id)
         self.fault = "; ".join(dict.fromkeys(filter(None, (self.fault, self._shared_fault, fault))))
+        if not self.inside.all():  # without radar nothing is computed there
+            bands = [name for name in radar.data_vars if str(name).startswith("sigma0_")]
+            radar = radar.assign({n: radar[n].where(self.inside) for n in bands})
         whole = self._shared.assign_coords(radar.coords).assign(radar.data_vars)
         # In one chunk each, so that networks run in this thread alone. Coordinates stay as they
         # are: asking for their values would ask a cluster's scheduler.
@@ -391,9 +402,23 @@ def _map(loaded: _Loaded, product: Product) -> xr.Dataset:
         time_ns = np.datetime64(one.time, "ns")
         single = single.assign_coords(time=single["time"].copy(data=time_ns))
         if not product.period:
-            return _told(single, unit, product)
+            return _told(_clipped(single, loaded.inside), unit, product)
         composite.add(single)
-    return _told(composite.finish(), unit, product)
+    return _told(_clipped(composite.finish(), loaded.inside), unit, product)
+
+
+def _clipped(result: xr.Dataset, inside: npt.NDArray[np.bool_]) -> xr.Dataset:
+    """Leave out cells beyond the region; they look like those of tiles that are not made."""
+    if inside.all():
+        return result
+    empty = {"quality_flag": int(QualityFlag.NO_SCENE)}
+    changed = {}
+    for name, data in result.data_vars.items():
+        if {"y", "x"} <= set(data.dims):
+            nothing = np.nan if data.dtype.kind == "f" else empty.get(str(name), 0)
+            values = np.where(inside, data.values, np.asarray(nothing, data.dtype))
+            changed[name] = data.copy(data=values)
+    return result.assign(changed)
 
 
 def _told(result: xr.Dataset, unit: Unit, product: Product) -> xr.Dataset:

@@ -1,8 +1,8 @@
 """Step 7 of 7 (write): who makes units: threads of this process, or the workers of a cluster.
 
-Both take one unit at a time and give back what became of it. Never more units are out than the
-window allows, so neither the memory of this process nor the scheduler of a cluster ever sees
-the whole job.
+Processes of this machine are in `xsoilsm.mapping.processes`. All take one unit at a time and give
+back what became of it. Never more units are out than the window allows, so neither the memory of
+this process nor the scheduler of a cluster ever sees the whole job.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ How their links are read is the matter of :mod:`xsoilsm.sources.access.links`.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from xsoilsm.sources.access.links import (
     Access,
     read_bytes,
 )
-from xsoilsm.sources.access.transport import patience, redacted
+from xsoilsm.sources.access.transport import patience, redacted, with_retries
 
 if TYPE_CHECKING:
     import pystac
@@ -33,6 +35,7 @@ __all__ = [
     "find_item",
     "find_items",
     "footprint_of",
+    "holding",
     "item_span",
     "joined",
     "lonlat_bounds",
@@ -90,12 +93,9 @@ def _search_api(
 ) -> Iterator[pystac.Item]:
     import pystac_client
     from pystac_client.exceptions import APIError
-    from pystac_client.stac_api_io import StacApiIO
 
     try:
-        client = pystac_client.Client.open(
-            service.href, stac_io=StacApiIO(timeout=patience().timeout, max_retries=_retries())
-        )
+        client = pystac_client.Client.open(service.href, stac_io=_patient_io())
         search = client.search(
             collections=[collection],
             bbox=list(bounds),
@@ -106,6 +106,25 @@ def _search_api(
     except APIError as error:
         msg = f"{service.href}: search for '{collection}' failed: {error}"
         raise CatalogError(msg) from error
+
+
+def _patient_io() -> Any:
+    """Ways of pystac-client to a STAC API that ask again, whatever befell the answer."""
+    from pystac_client.stac_api_io import StacApiIO
+    from requests.exceptions import ChunkedEncodingError
+
+    class Patient(StacApiIO):
+        """The session repeats what is refused; an answer that breaks off is asked for anew."""
+
+        def request(self, href: str, *args: Any, **options: Any) -> str:
+            ask = super().request
+            return with_retries(
+                lambda _: ask(href, *args, **options),
+                f"asking {href}",
+                passing=lambda error: isinstance(error.__context__, ChunkedEncodingError),
+            )
+
+    return Patient(timeout=patience().timeout, max_retries=_retries())
 
 
 def _retries() -> Any:
@@ -136,16 +155,21 @@ def _search_static(
     import pystac
     import shapely
 
-    root = pystac.Catalog.from_file(service.href)
-    parent = root.get_child(collection, recursive=True)
-    if parent is None:
-        known = ", ".join(child.id for child in root.get_children())
-        msg = f"{service.href} has no collection '{collection}'; it has {known or 'none'}"
-        raise CatalogError(msg)
+    held = _HELD.get(service.href)
+    if held is not None:
+        items: Iterable[pystac.Item] = held.get(collection, ())
+    else:
+        root = pystac.Catalog.from_file(service.href)
+        parent = root.get_child(collection, recursive=True)
+        if parent is None:
+            known = ", ".join(child.id for child in root.get_children())
+            msg = f"{service.href} has no collection '{collection}'; it has {known or 'none'}"
+            raise CatalogError(msg)
+        items = parent.get_items(recursive=True)
     first = datetime(start.year, start.month, start.day, tzinfo=UTC)
     last = datetime(end.year, end.month, end.day, 23, 59, 59, 999999, tzinfo=UTC)
     box = shapely.box(*bounds)
-    for item in parent.get_items(recursive=True):
+    for item in items:
         begin, finish = item_span(item)
         if (
             begin <= last
@@ -154,6 +178,32 @@ def _search_static(
         ):
             item.make_asset_hrefs_absolute()
             yield item
+
+
+_HELD: dict[str, Mapping[str, Iterable[pystac.Item]]] = {}
+"""Items in memory that are searched like those of a static catalog, by its address."""
+
+
+@contextmanager
+def holding(collections: Mapping[str, Iterable[pystac.Item]]) -> Iterator[str]:
+    """Let items in memory be searched like those of a static catalog. Lazy: reads nothing.
+
+    Parameters
+    ----------
+    collections : mapping of str to iterable of Item
+        By the name of their collection.
+
+    Yields
+    ------
+    str
+        Address for a service of kind ``"stac-static"`` of this process, until the block ends.
+    """
+    address = f"memory:{uuid.uuid4()}"
+    _HELD[address] = collections
+    try:
+        yield address
+    finally:
+        del _HELD[address]
 
 
 def find_item(
@@ -183,9 +233,12 @@ def find_item(
     href = target.get_absolute_href()
     if href is None:
         return None
+    name = urllib.parse.unquote(urllib.parse.urlsplit(href).path.rstrip("/").split("/")[-1])
+    for known in _HELD.get(service.href, {}).get(collection, ()):
+        if known.id == name.removesuffix(".json"):
+            return known
     if service.kind == "stac-api":
         # The link names the provider's own address, and the service may be a mirror.
-        name = urllib.parse.unquote(urllib.parse.urlsplit(href).path.rstrip("/").split("/")[-1])
         href = f"{service.href.rstrip('/')}/collections/{collection}/items/{name}"
     try:
         content = read_bytes(href, Access())

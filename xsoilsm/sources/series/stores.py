@@ -26,6 +26,7 @@ from xsoilsm.facts import WeatherVariable
 from xsoilsm.sources.access.links import Access, readable_href, renew_access
 from xsoilsm.sources.access.search import Bounds
 from xsoilsm.sources.access.transport import ReadFailed, with_retries
+from xsoilsm.sources.series.shared import keep, shared_bounds
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,6 +48,9 @@ HOURS = 24
 
 EARTH_RADIUS = 6371.0088
 """Mean radius of the Earth in km (IUGG)."""
+
+_SHORT = 62
+"""Days of a store that is kept whole where cubes share it."""
 
 _BUDGET = 32_000_000  # values that are read from a store at once
 
@@ -150,30 +154,79 @@ def read_store(
         the catalog says, or cannot be read and `on_error` is ``"raise"``.
     """
     first, last = max(first, store.days[0]), min(last, store.days[1])
+    around = shared_bounds(bounds)
     try:
-        with open_store(store) as data:
-            array = variable_of(data, store)
-            lat_name, lon_name = (_name_of(array, names) for names in (_LATITUDE, _LONGITUDE))
-            stamps = stamps_of(array, store)
-            _check_stamps(stamps, store)
-            lat, lon = (array[n].values.astype(np.float64) for n in (lat_name, lon_name))
-            window = _Window.around(lat, lon, bounds, store.fill_within)
-            steps, day, hours = _steps(stamps, first, last, store.variable)
-            days, total = _sum_days(array, steps, day, window, store)
-            _, begins = np.unique(day, return_index=True)
+        if around is None:
+            part = _read(store, bounds, first, last)
+        else:
+            # Of what covers a month or so all days are kept: the next cube may want others of them.
+            short = store.last - store.first <= np.timedelta64(_SHORT, "D")
+            days = (date.min, date.max) if short else (first, last)
+            key = (_identity(store), around, days)
+            part = keep(key, lambda: _read(store, around, *days), _Part.size)
     except _Unreadable:
         if on_error == "raise":
             raise
         return None
-    return DailySums(
-        days=days,
-        total=total,
-        hours=np.add.reduceat(hours, begins) if begins.size else np.zeros(0, dtype=np.int64),
-        lat=lat[window.rows],
-        lon=_near(lon[window.columns], bounds),
-        origin=(int(window.rows.min()), int(window.columns[0])),
-        fill_within=store.fill_within,
-    )
+    return part.cut(bounds, first, last, store.fill_within)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Daily sums of a window, with the axes of the whole store."""
+
+    lat: npt.NDArray[np.float64]
+    lon: npt.NDArray[np.float64]
+    window: _Window
+    days: Days
+    total: Floats
+    hours: npt.NDArray[np.int64]
+
+    def size(self) -> int:
+        """Bytes."""
+        return self.total.nbytes + self.lat.nbytes + self.lon.nbytes
+
+    def cut(self, bounds: Bounds, first: date, last: date, fill_within: float) -> DailySums:
+        """Give what lies around bounds, of some days."""
+        window = _Window.around(self.lat, self.lon, bounds, fill_within)
+        rows, columns = (
+            np.flatnonzero(np.isin(mine, theirs))
+            for mine, theirs in (
+                (self.window.rows, window.rows),
+                (self.window.columns, window.columns),
+            )
+        )
+        chosen = (self.days >= np.datetime64(first)) & (self.days <= np.datetime64(last))
+        return DailySums(
+            days=self.days[chosen],
+            total=self.total[np.ix_(chosen, rows, columns)],
+            hours=self.hours[chosen],
+            lat=self.lat[window.rows],
+            lon=_near(self.lon[window.columns], bounds),
+            origin=(int(window.rows.min()), int(window.columns[0])),
+            fill_within=fill_within,
+        )
+
+
+def _read(store: WeatherStore, bounds: Bounds, first: date, last: date) -> _Part:
+    with open_store(store) as data:
+        array = variable_of(data, store)
+        lat_name, lon_name = (_name_of(array, names) for names in (_LATITUDE, _LONGITUDE))
+        stamps = stamps_of(array, store)
+        _check_stamps(stamps, store)
+        lat, lon = (array[n].values.astype(np.float64) for n in (lat_name, lon_name))
+        window = _Window.around(lat, lon, bounds, store.fill_within)
+        steps, day, hours = _steps(stamps, first, last, store.variable)
+        days, total = _sum_days(array, steps, day, window, store)
+        _, begins = np.unique(day, return_index=True)
+    sums = np.add.reduceat(hours, begins) if begins.size else np.zeros(0, dtype=np.int64)
+    return _Part(lat, lon, window, days, total, sums)
+
+
+def _identity(store: WeatherStore) -> tuple[str, ...]:
+    """Tell what decides the content of a store, without the days that are asked of it."""
+    said = (store.id, store.name, store.href, store.fields, store.variable.model_dump_json())
+    return (*said, str(store.first), str(store.last), repr(store.fill_within))
 
 
 class _Unreadable(OSError):

@@ -11,8 +11,9 @@ their number, which is the mean over all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import numpy as np
 import numpy.typing as npt
@@ -149,9 +150,13 @@ def _by_period(
     result = np.full((starts.size, *shape), np.nan, dtype=np.float32)
     number = np.zeros(starts.size, dtype=np.int64)
     ends = starts + periods.period_length(starts).astype("timedelta64[D]")
+    places: dict[date, list[tuple[DailySums, int]]] = {}
+    for part in group:
+        for at, date_ in enumerate(part.days.tolist()):
+            places.setdefault(date_, []).append((part, at))
     for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
         total, count = np.zeros(shape), np.zeros(shape, dtype=np.int64)
-        for day in _whole_days(group, start, end):
+        for day in _whole_days(places, start, end):
             valid = ~np.isnan(day)
             np.add(total, day, out=total, where=valid)
             count += valid
@@ -161,12 +166,11 @@ def _by_period(
 
 
 def _whole_days(
-    group: Sequence[DailySums], start: np.datetime64, end: np.datetime64
+    places: Mapping[date, list[tuple[DailySums, int]]], start: np.datetime64, end: np.datetime64
 ) -> Iterator[Floats]:
     """Days that have all their hours, of which two stores may hold a part each."""
-    for day in np.arange(start, end, dtype="datetime64[D]"):
-        found = [(part, *np.flatnonzero(part.days == day)) for part in group]
-        pieces = [(part, at[0]) for part, *at in found if at]
+    for day in np.arange(start, end, dtype="datetime64[D]").tolist():
+        pieces = places.get(day, [])
         if sum(int(part.hours[k]) for part, k in pieces) == HOURS:
             total = pieces[0][0].total[pieces[0][1]]
             for part, k in pieces[1:]:
