@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import platform
+import sys
 import time
 from importlib import import_module
 from importlib.metadata import version
@@ -15,11 +17,15 @@ HERE = Path(__file__).parent
 NAMES = sorted(p.stem.removeprefix("bench_") for p in HERE.glob("bench_*.py"))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--full", action="store_true", help="full sizes, takes much longer")
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"), help="folder for JSON")
+    own = parser.add_argument_group("of regions alone")
+    own.add_argument("--size", default="", help="8km, 40km, 60km or 300km")
+    own.add_argument("--work", default="", metavar="FOLDER", help="keeps landscape and maps")
+    own.add_argument("--kills", type=int, default=-1, help="other than usual for the size")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(NAMES)
     if unknown:
@@ -33,12 +39,17 @@ def main() -> None:
     }
     print(json.dumps(machine))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    differs = False
     for name in arguments.names or NAMES:
-        rows = import_module(f"benchmarks.bench_{name}").run(arguments.full)
+        run = import_module(f"benchmarks.bench_{name}").run
+        known = set(inspect.signature(run).parameters) & {"size", "work", "kills"}
+        rows = run(arguments.full, **{key: getattr(arguments, key) for key in known})
         print(f"\n{name}")
         _print_table(rows)
         path = arguments.out / f"{name}.json"
         path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1), encoding="utf-8")
+        differs |= any(row.get("differs") for row in rows)
+    return int(differs)
 
 
 def _processor() -> str:
@@ -65,4 +76,4 @@ def _text(value: object) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

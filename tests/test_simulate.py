@@ -174,6 +174,7 @@ def test_overwrite_replaces_a_landscape(tmp_path: Path) -> None:
         ({"start": "2012-01-01"}, "in service"),
         ({"start": "2020-12-20"}, r"era5-pds ends on 2020-12-31"),
         ({"climate": "lunar"}, "mediterranean"),
+        ({"land": "36km"}, "100m, 500m, 1km"),
     ],
 )
 def test_wrong_parameters_are_explained(
@@ -182,6 +183,44 @@ def test_wrong_parameters_are_explained(
     with pytest.raises(ValueError, match=message):
         simulate_landscape(tmp_path / "never", **{**SMALL, **wrong})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_coarser_land_is_the_same_world_under_the_same_pixels(tmp_path: Path) -> None:
+    worlds = {
+        land: simulate_landscape(tmp_path / land, **{**SMALL, "size_km": 8.0}, land=land).parent
+        for land in ("100m", "500m")
+    }
+    relative = [path.relative_to(worlds["100m"]) for path in worlds["100m"].rglob("*.t*f*")]
+    assert relative
+    for name in relative:
+        assert (worlds["500m"] / name).exists(), name
+    names = {"nasadem": 0, "era5": 0}
+    for name, content in digests(worlds["100m"]).items():
+        if name.startswith("data/") and (kind := name.split("/")[1].partition("-")[0]) in names:
+            assert digests(worlds["500m"])[name] == content, name
+            names[kind] += 1
+    assert all(names.values())
+
+    truths = {}
+    for land, size in (("100m", 100.0895), ("500m", 500.4475)):
+        (path, *_) = sorted((worlds[land] / "truth").glob("*.tif"))
+        with rasterio.open(path) as file:
+            assert file.res == pytest.approx((size, size), abs=1e-3)
+            truths[land] = float(np.nanmean(file.read(1)))
+        (item, *_) = raw_items(worlds[land], "simulated-truth")
+        band = item["assets"]["soil_moisture"]["raster:bands"][0]
+        assert f"{band['spatial_resolution']}m" == land
+        assert f"on the {land[:-1]} m EASE-Grid" in (worlds[land] / "README.md").read_text()
+    assert truths["500m"] == pytest.approx(truths["100m"], abs=0.01)
+
+    images = []
+    for world in worlds.values():
+        (path, *_) = sorted((world / "data" / "sentinel1-grd-rtc").rglob("iw-vv*"))
+        with rasterio.open(path) as file:
+            data = file.read(1, masked=True)
+            images.append((data.mask, float(10 * np.log10(data[data > 0].mean()))))
+    assert images[0][0].shape == images[1][0].shape
+    assert images[1][1] == pytest.approx(images[0][1], abs=0.3)
 
 
 # --- the catalog and its forms ------------------------------------------------------------------

@@ -4,7 +4,9 @@ Usage: ``python blob_server.py CONFIGURATION``. Prints its address as one line o
 until its standard input is closed, so it never outlives the process that started it.
 
 The configuration is a JSON file: ``containers`` gives a folder for each ``account/container``,
-``public`` a folder for each first part of a path that needs no signature.
+``public`` a folder for each first part of a path that needs no signature. ``upstream``, where
+given, is the address of a STAC API whose requests are passed on, so that they fail, too; ``port``
+asks for a port (0, or one that is taken: any).
 
 ``/api/sas/v1/token/ACCOUNT/CONTAINER``
     A token for the container, in the form in which the Planetary Computer gives it.
@@ -13,7 +15,8 @@ The configuration is a JSON file: ``containers`` gives a folder for each ``accou
     ``/~ANYTHING`` before it is ignored: another address for clients that remember.
 ``/_control``
     POST of JSON: ``{"reset": true}``, ``{"clock": seconds}`` to be ahead of the true time,
-    ``{"lifetime": seconds}`` of new tokens, or ``{"fault": {...}}``. GET gives the requests.
+    ``{"lifetime": seconds}`` of new tokens, ``{"fault": {...}}``, or ``{"weather": {...}}``. GET
+    gives the requests.
 
 A fault has ``pattern`` (regular expression, searched in the path), ``kind``, ``count`` (how many
 times; null for always) and ``skip`` (how many requests pass first). Kinds: a status as a number
@@ -21,6 +24,9 @@ with ``retry_after``; ``reset`` of the connection before the answer or ``reset-m
 ``slow-start`` and ``slow`` (one byte each ``pause`` s); ``half`` (of the announced bytes, then
 the end); ``short-file`` (as if the upload had broken off halfway); ``whole`` (the range is
 ignored); ``wrong-range`` (other bytes than asked for).
+
+Weather is faults at random: a ``share`` of all requests has one of the ``faults``, drawn with
+``seed``.
 """
 
 from __future__ import annotations
@@ -28,7 +34,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import http.client
 import json
+import random
 import re
 import secrets
 import socket
@@ -46,6 +54,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 TOKENS = "/api/sas/v1/token/"
 CONTROL = "/_control"
 _FORM = "%Y-%m-%dT%H:%M:%SZ"
+_OF_THE_API = ("", "search", "collections", "conformance", "queryables")
 
 
 @dataclass
@@ -54,10 +63,13 @@ class Storage:
 
     containers: dict[str, Path]
     public: dict[str, Path]
+    upstream: str = ""
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     clock: float = 0.0
     lifetime: float = 2700.0
     faults: list[dict[str, Any]] = field(default_factory=list)
+    weather: dict[str, Any] = field(default_factory=dict)
+    dice: random.Random = field(default_factory=random.Random)
     log: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -98,6 +110,9 @@ class Storage:
                 if fault["count"] is not None:
                     fault["count"] -= 1
                 return fault
+            if self.weather and self.dice.random() < self.weather["share"]:
+                drawn: dict[str, Any] = self.dice.choice(self.weather["faults"])
+                return drawn
         return None
 
     def control(self, order: dict[str, Any]) -> None:
@@ -105,11 +120,15 @@ class Storage:
             if order.get("reset"):
                 self.clock, self.lifetime = 0.0, 2700.0
                 self.faults.clear()
+                self.weather = {}
                 self.log.clear()
             self.clock = order.get("clock", self.clock)
             self.lifetime = order.get("lifetime", self.lifetime)
             if "fault" in order:
                 self.faults.append({"count": None, "skip": 0} | order["fault"])
+            if "weather" in order:
+                self.weather = order["weather"]
+                self.dice = random.Random(self.weather.get("seed", 0))
 
     def file_of(self, path: str) -> Path | None:
         first, _, rest = path.strip("/").partition("/")
@@ -145,6 +164,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+            self.entry["bytes"] = len(body)
         self.wfile.flush()
 
     def answer_json(self, content: Any) -> None:
@@ -156,10 +176,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.entry: dict[str, Any] = {}
-        order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if urlsplit(self.path).path == CONTROL:
-            self.storage.control(order)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = urlsplit(self.path).path
+        if path == CONTROL:
+            self.storage.control(json.loads(body))
             self.answer_json({})
+        elif self.is_of_the_api(path):
+            self.respond(path, body)
         else:
             self.answer(405)
 
@@ -175,12 +198,20 @@ class Handler(BaseHTTPRequestHandler):
                 body = json.dumps(self.storage.log).encode()
             self.answer(200, body)
             return
+        self.respond(path)
+
+    def is_of_the_api(self, path: str) -> bool:
+        first = path.strip("/").partition("/")[0]
+        return bool(self.storage.upstream) and first in _OF_THE_API
+
+    def respond(self, path: str, body: bytes | None = None) -> None:
         self.entry = {
             "time": time.time(),
             "method": self.command,
             "path": path,
             "range": self.headers.get("Range", ""),
             "status": None,
+            "bytes": 0,
         }
         with self.storage.lock:
             self.storage.log.append(self.entry)
@@ -193,8 +224,24 @@ class Handler(BaseHTTPRequestHandler):
             self.reset()
         elif path.startswith(TOKENS):
             self.give_token(path.removeprefix(TOKENS), fault)
+        elif self.is_of_the_api(path):
+            self.pass_on(body, fault)
         else:
-            self.give_blob(path, parts.query, fault)
+            self.give_blob(path, urlsplit(self.path).query, fault)
+
+    def pass_on(self, body: bytes | None, fault: dict[str, Any]) -> None:
+        """Ask the STAC API, which takes this address for its own and puts it into links."""
+        connection = http.client.HTTPConnection(urlsplit(self.storage.upstream).netloc, timeout=60)
+        kept = ("Host", "Accept", "Content-Type")
+        headers = {name: self.headers[name] for name in kept if name in self.headers}
+        try:
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        kind = {"Content-Type": answer.headers.get("Content-Type", "application/json")}
+        self.give_bytes(answer.status, content, kind, fault)
 
     def give_token(self, container: str, fault: dict[str, Any]) -> None:
         if fault.get("kind") == "slow-start":
@@ -219,21 +266,21 @@ class Handler(BaseHTTPRequestHandler):
         if file is None:
             self.refuse(404, "BlobNotFound")
             return
-        content = file.read_bytes()
+        size = file.stat().st_size
         kind = fault.get("kind")
         if kind == "short-file":
-            content = content[: len(content) // 2]
+            size //= 2
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if wanted is None or kind == "whole":
-            self.give_bytes(200, content, {}, fault)
+            self.give_bytes(200, _part(file, 0, size), {}, fault)
             return
         start = int(wanted[1]) + (1 if kind == "wrong-range" else 0)
-        stop = min(int(wanted[2] or len(content) - 1) + 1, len(content))
-        if start >= len(content) or start >= stop:
-            self.answer(416, Content_Range=f"bytes */{len(content)}")
+        stop = min(int(wanted[2] or size - 1) + 1, size)
+        if start >= stop:
+            self.answer(416, Content_Range=f"bytes */{size}")
             return
-        stated = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
-        self.give_bytes(206, content[start:stop], stated, fault)
+        stated = {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+        self.give_bytes(206, _part(file, start, stop), stated, fault)
 
     def give_bytes(
         self, status: int, body: bytes, headers: dict[str, str], fault: dict[str, Any]
@@ -243,15 +290,15 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(fault["pause"])
         self.entry["status"] = status
         self.send_response(status)
-        for name, value in headers.items():
+        stated = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        for name, value in (stated | headers).items():
             self.send_header(name, value)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.flush()
         if self.command == "HEAD":
             return
+        self.entry["bytes"] = len(body) // (2 if kind in ("half", "reset-midway") else 1)
         if kind == "slow":
             for k in range(len(body)):
                 self.wfile.write(body[k : k + 1])
@@ -276,6 +323,12 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
+def _part(file: Path, start: int, stop: int) -> bytes:
+    with file.open("rb") as source:
+        source.seek(start)
+        return source.read(stop - start)
+
+
 class Server(ThreadingHTTPServer):
     """Forgets clients that hang up."""
 
@@ -298,8 +351,13 @@ def main() -> None:
     storage = Storage(
         {name: Path(folder) for name, folder in content["containers"].items()},
         {name: Path(folder) for name, folder in content["public"].items()},
+        content.get("upstream", ""),
     )
-    server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"storage": storage}))
+    bound = type("Bound", (Handler,), {"storage": storage})
+    try:
+        server = Server(("127.0.0.1", content.get("port", 0)), bound)
+    except OSError:
+        server = Server(("127.0.0.1", 0), bound)
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     sys.stdout.write(json.dumps({"url": f"http://127.0.0.1:{server.server_port}"}) + "\n")
     sys.stdout.flush()

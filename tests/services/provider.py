@@ -52,14 +52,20 @@ def endpoints(api: str, storage: str) -> dict[str, str]:
     return {"planetary-computer": api, f"{SOIL}/": f"{storage}/soilgrids/", **hosts}
 
 
-def collections(shared: Path, landscape: Path) -> list[Json]:
+def collections(shared: Path | None, landscape: Path) -> list[Json]:
     """Read the real collections, and the landscape's where there is no real one."""
-    files = [shared / "data" / "stac" / f"pc_{name}_collection.json" for name in COLLECTIONS]
+    files = [_collection_file(shared, landscape, name) for name in COLLECTIONS]
     files += [landscape / "stac" / name / "collection.json" for name in SIMULATED]
     found: list[Json] = [json.loads(file.read_text()) for file in files]
     for collection in found:
         collection["links"] = [link for link in collection["links"] if "://" in link["href"]]
     return found
+
+
+def _collection_file(shared: Path | None, landscape: Path, name: str) -> Path:
+    if shared is None:
+        return landscape / "stac" / name / "collection.json"
+    return shared / "data" / "stac" / f"pc_{name}_collection.json"
 
 
 def real_item(shared: Path, collection: str) -> Json:
@@ -69,10 +75,10 @@ def real_item(shared: Path, collection: str) -> Json:
     return content
 
 
-def items(shared: Path, landscape: Path) -> list[Json]:
-    """Put the landscape's items into the provider's forms."""
+def items(shared: Path | None, landscape: Path) -> list[Json]:
+    """Put the landscape's items into the provider's forms; without real items into its own."""
     return [
-        _adapted(real_item(shared, name) if name in COLLECTIONS else _own(item), item)
+        _adapted(real_item(shared, name) if shared and name in COLLECTIONS else _own(item), item)
         for name in (*COLLECTIONS, *SIMULATED)
         for item in _simulated(landscape, name)
     ]
@@ -86,7 +92,8 @@ def _simulated(landscape: Path, collection: str) -> Iterator[Json]:
 
 def _own(item: Json) -> Json:
     """Take an item as its own model, without the links that hold in its folder only."""
-    return item | {"links": []}
+    kept = [copy.deepcopy(link) for link in item["links"] if link["rel"] == "derived_from"]
+    return item | {"links": kept}
 
 
 def _adapted(real: Json, simulated: Json) -> Json:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,26 @@ class BlobStorage:
         fault = {"pattern": pattern, "kind": kind, "count": count, "skip": skip, **details}
         self._order({"fault": fault})
 
+    def weather(self, share: float, faults: Iterable[Mapping[str, Any]], *, seed: int = 0) -> None:
+        """Fail a share of all requests at random, each by one of the faults."""
+        drawn = [dict(fault) for fault in faults]
+        self._order({"weather": {"share": share, "faults": drawn, "seed": seed}})
+
     def requests(self, pattern: str = "") -> list[dict[str, Any]]:
         """List the requests since the last reset whose path matches."""
-        with urllib.request.urlopen(self.url + blob_server.CONTROL, timeout=10) as answer:
+        with urllib.request.urlopen(self.url + blob_server.CONTROL, timeout=60) as answer:
             log: list[dict[str, Any]] = json.load(answer)
         return [entry for entry in log if re.search(pattern, entry["path"])]
 
 
 @contextmanager
 def blob_storage(
-    folder: Path, containers: Mapping[str, Path], public: Mapping[str, Path]
+    folder: Path,
+    containers: Mapping[str, Path],
+    public: Mapping[str, Path],
+    *,
+    upstream: str = "",
+    port: int = 0,
 ) -> Iterator[BlobStorage]:
     """Run a blob storage in a process of its own as long as the block runs.
 
@@ -85,11 +95,17 @@ def blob_storage(
         Folder of each ``account/container``.
     public : mapping of str to Path
         Folder of each first part of a path that needs no signature.
+    upstream : str
+        STAC API whose requests are passed on; the storage's address is that of the API then.
+    port : int
+        Taken if it is free.
     """
     file = folder / "blob-storage.json"
     content = {
         "containers": {name: str(path) for name, path in containers.items()},
         "public": {name: str(path) for name, path in public.items()},
+        "upstream": upstream,
+        "port": port,
     }
     file.write_text(json.dumps(content))
     process = subprocess.Popen(

@@ -92,6 +92,7 @@ class Binning:
         flat = (row - self.first[0]) * self.shape[1] + column - self.first[1]
         self._pixel = flat.reshape(rows, parts, columns, parts)
         self._size = self.shape[0] * self.shape[1]
+        self._count = np.bincount(self._pixel.ravel(), minlength=self._size)
 
     def mean(self, values: Float32, where: npt.NDArray[np.bool_] | None = None) -> Float64:
         """Average over each pixel.
@@ -114,6 +115,8 @@ class Binning:
             chosen = np.broadcast_to(where[:, None, :, None], pixel.shape)
             spread, pixel = spread[chosen], pixel[chosen]
         total = np.bincount(pixel.ravel(), spread.ravel(), self._size)
-        count = np.bincount(pixel.ravel(), minlength=self._size)
+        count = self._count
+        if where is not None:
+            count = np.bincount(pixel.ravel(), minlength=self._size)
         with np.errstate(invalid="ignore"):
             return np.asarray(total / count).reshape(self.shape)

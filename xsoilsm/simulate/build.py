@@ -36,6 +36,9 @@ __all__ = ["FORMAT", "draw_weather", "landscape_folder", "simulate_landscape"]
 FORMAT = 2
 """Raised whenever the same parameters give another landscape."""
 
+LANDS = {"100m": "100 m", "500m": "500 m", "1km": "1 km"}
+"""Grids on which the land may be simulated, and how they are spelt; the first is the usual one."""
+
 Progress = Callable[[float | str], object]
 
 _SPIN_UP = np.timedelta64(120, "D")
@@ -59,6 +62,7 @@ def simulate_landscape(
     spacing: float = 10.0,
     climate: Climate | str = MEDITERRANEAN,
     grd_pixels: bool = False,
+    land: str = "100m",
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -87,6 +91,10 @@ def simulate_landscape(
         Or the name of one of `CLIMATES`.
     grd_pixels : bool, default False
         Write the pixels, calibration and noise of `sentinel-1-grd` too.
+    land : {"100m", "500m", "1km"}, default "100m"
+        Grid of the cells on which soils, plants and water are simulated, and of the truth. Coarser
+        ones save most of the time and memory that a large region takes; terrain and pixels stay
+        as they are.
     progress : callable, optional
         Called with a text when a step begins, and with the share of work that is done.
     overwrite : bool, default False
@@ -112,6 +120,9 @@ def simulate_landscape(
     """
     chosen = _check_climate(climate)
     _check(centre, size_km, acquisitions, seed, spacing)
+    if land not in LANDS:
+        msg = f"land is {land!r}, expected the name of a grid: {', '.join(LANDS)}"
+        raise ValueError(msg)
     begin = _check_start(start)
     configuration: Json = {
         "format": FORMAT,
@@ -123,11 +134,13 @@ def simulate_landscape(
         "spacing": float(spacing),
         "climate": asdict(chosen),
         **({"grd_pixels": True} if grd_pixels else {}),
+        **({"land": land} if land != next(iter(LANDS)) else {}),
     }
     target = Path(path)
     if (finished := _existing(target, configuration, overwrite=overwrite)) is not None:
         return finished
-    place = Place((float(centre[0]), float(centre[1])), float(size_km), seed, chosen)
+    at = float(centre[0]), float(centre[1])
+    place = Place(at, float(size_km), seed, chosen, res=land)
     passes = overpasses(place.centre, begin, acquisitions, float(spacing))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -317,6 +330,7 @@ def _write(
 def _readme(configuration: Json) -> str:
     """Text for people who find the folder."""
     climate = configuration["climate"]["name"]
+    cells = LANDS[configuration.get("land", "100m")]
     west_east, south_north = configuration["centre"]
     grd = (
         "in radar geometry, without\n  overviews"
@@ -337,5 +351,5 @@ Centre {west_east} E, {south_north} N; {configuration["size_km"]} km wide; {clim
   nasadem, soilgrids-2.0, esa-worldcover (pixels of 28 m instead of 10 m). Files hold windows of
   the real tiles.
 * `truth/` and the collection simulated-truth: daily mean soil moisture of the top 5 cm in m3 m-3
-  on the 100 m EASE-Grid 2.0, on the dates of the passes; NaN on open water.
+  on the {cells} EASE-Grid 2.0, on the dates of the passes; NaN on open water.
 """

@@ -225,7 +225,7 @@ def _write_cover_tile(
 
 
 def write_truth(catalogue: Catalogue, place: Place, moisture: Float32, time: np.datetime64) -> None:
-    """Write `simulated-truth`: daily mean soil moisture on the region's 100 m cells.
+    """Write `simulated-truth`: daily mean soil moisture on the region's cells.
 
     Parameters
     ----------
@@ -270,7 +270,7 @@ def write_truth(catalogue: Catalogue, place: Place, moisture: Float32, time: np.
                         "nodata": "nan",
                         "data_type": "float32",
                         "unit": "m3 m-3",
-                        "spatial_resolution": 100,
+                        "spatial_resolution": int(round(abs(geobox.affine.a), -1)),
                     }
                 ],
             }
