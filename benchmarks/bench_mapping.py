@@ -36,9 +36,10 @@ def run(full: bool) -> list[dict[str, object]]:
     usual = USUAL if full else SMALL
     with tempfile.TemporaryDirectory(prefix="bench-mapping-") as scratch:
         folder = Path(scratch)
-        settings = _settings(folder, max(small * 4, usual * 4) + 12.0, spacing, passes)
+        # A swath is 250 km wide: larger regions have tiles without an acquisition.
+        settings = _settings(folder, max(small * 4, usual * 3) + 12.0, spacing, passes)
         one, many = (_region(small * side, small) for side in (1, 4))
-        usual_one, usual_many = (_region(usual * side, usual) for side in (1, 4))
+        usual_one, usual_many = (_region(usual * side, usual) for side in (1, 3))
         few, more = {"tile": small, "region": many}, {"tile": usual, "region": usual_many}
         jobs: dict[str, dict[str, Any]] = {
             f"1 tile of {small}": {"tile": small, "region": one, "workers": 1},
@@ -47,8 +48,8 @@ def run(full: bool) -> list[dict[str, object]]:
             f"16 tiles of {small}, 2 processes": few | {"workers": 2},
             f"16 tiles of {small}, 2 Dask workers": few | {"cluster": 2},
             f"1 tile of {usual}": {"tile": usual, "region": usual_one, "workers": 1},
-            f"16 tiles of {usual}": more | {"workers": 1},
-            f"16 tiles of {usual}, 2 processes": more | {"workers": 2},
+            f"9 tiles of {usual}": more | {"workers": 1},
+            f"9 tiles of {usual}, 2 processes": more | {"workers": 2},
         }
         # Compiling belongs to the first process alone, and takes memory.
         _apart(_job, settings, folder / "first", tile=small, region=one, workers=1)
@@ -57,8 +58,8 @@ def run(full: bool) -> list[dict[str, object]]:
             for name, job in jobs.items()
         ]
         by_name = {row["job"]: row for row in rows}
-        for size, region in ((small, many), (usual, usual_many)):
-            first, alone = by_name[f"1 tile of {size}"], by_name[f"16 tiles of {size}"]
+        for size, count, region in ((small, 16, many), (usual, 9, usual_many)):
+            first, alone = by_name[f"1 tile of {size}"], by_name[f"{count} tiles of {size}"]
             for row in rows:
                 if f"tiles of {size}" in row["job"]:
                     row["memory, x 1 tile"] = row["peak MB"] / first["peak MB"]
@@ -67,7 +68,7 @@ def run(full: bool) -> list[dict[str, object]]:
                         row["speed-up, steady"] = alone["steady s"] / row["steady s"]
             plain = _apart(_plain, settings, region, tile=size)
             alone["overhead"] = alone["cpu s"] / plain["cpu s"] - 1
-            rows.append({"job": f"16 tiles of {size}, no job and no files"} | plain)
+            rows.append({"job": f"{count} tiles of {size}, no job and no files"} | plain)
     return rows
 
 
