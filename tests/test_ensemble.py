@@ -32,6 +32,7 @@ from xsoilsm.ensemble import (
 from xsoilsm.network import DenseSM
 
 PUBLISHED = "densesm-e-coarse"
+SHIPPED = "twin-demo"
 
 
 @pytest.fixture(autouse=True)
@@ -514,7 +515,7 @@ def test_broken_installed_cards_are_left_out_aloud(tmp_path: Path) -> None:
     saved(name="mine")
     rewrite(tmp_path / "data" / "ensembles" / "mine", colour="blue")
     with pytest.warns(UserWarning, match="left out.*colour"):
-        assert list(list_ensembles()["name"]) == [PUBLISHED]
+        assert list(list_ensembles()["name"]) == [PUBLISHED, SHIPPED]
     with pytest.warns(UserWarning, match="left out"):
         assert get_ensemble("DenseSM-E", "1km").name == PUBLISHED
 
@@ -532,9 +533,9 @@ def test_a_name_of_the_package_cannot_be_taken(tmp_path: Path) -> None:
 def test_table_of_ensembles() -> None:
     saved(name="mine")
     table = list_ensembles().set_index("name")
-    assert list(table.index) == [PUBLISHED, "mine"]
+    assert list(table.index) == [PUBLISHED, SHIPPED, "mine"]
     assert table.loc["mine", ["members", "weights", "licence"]].tolist() == [2, 2, "CC-BY-4.0"]
     assert table.loc[PUBLISHED, ["members", "weights"]].tolist() == [25, 0]
     assert table.loc[PUBLISHED, "licence"] == "none stated"
-    assert table["resolution"].tolist() == ["9km", "1km"]
+    assert table["resolution"].tolist() == ["9km", "9km", "1km"]
     assert all(Path(path).is_file() for path in table["path"])
