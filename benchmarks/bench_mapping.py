@@ -51,6 +51,10 @@ def run(full: bool) -> list[dict[str, object]]:
             f"9 tiles of {usual}": more | {"workers": 1},
             f"9 tiles of {usual}, 2 processes": more | {"workers": 2},
         }
+        if full:  # long enough that the start of processes weighs little
+            longer = {"tile": small, "region": _region(small * 7, small)}
+            jobs[f"49 tiles of {small}"] = longer | {"workers": 1}
+            jobs[f"49 tiles of {small}, 2 processes"] = longer | {"workers": 2}
         # Compiling belongs to the first process alone, and takes memory.
         _apart(_job, settings, folder / "first", tile=small, region=one, workers=1)
         rows = [
@@ -58,17 +62,20 @@ def run(full: bool) -> list[dict[str, object]]:
             for name, job in jobs.items()
         ]
         by_name = {row["job"]: row for row in rows}
-        for size, count, region in ((small, 16, many), (usual, 9, usual_many)):
-            first, alone = by_name[f"1 tile of {size}"], by_name[f"{count} tiles of {size}"]
+        for size, count, region in ((small, 16, many), (usual, 9, usual_many), (small, 49, None)):
+            first, alone = by_name[f"1 tile of {size}"], by_name.get(f"{count} tiles of {size}")
+            if alone is None:
+                continue
             for row in rows:
-                if f"tiles of {size}" in row["job"]:
+                if row["job"].startswith(f"{count} tiles of {size}"):
                     row["memory, x 1 tile"] = row["peak MB"] / first["peak MB"]
                     row["speed-up"] = alone["wall s"] / row["wall s"]
                     if "steady s" in row:
                         row["speed-up, steady"] = alone["steady s"] / row["steady s"]
-            plain = _apart(_plain, settings, region, tile=size)
-            alone["overhead"] = alone["cpu s"] / plain["cpu s"] - 1
-            rows.append({"job": f"{count} tiles of {size}, no job and no files"} | plain)
+            if region is not None:
+                plain = _apart(_plain, settings, region, tile=size)
+                alone["overhead"] = alone["cpu s"] / plain["cpu s"] - 1
+                rows.append({"job": f"{count} tiles of {size}, no job and no files"} | plain)
     return rows
 
 
