@@ -75,12 +75,12 @@ def finetune_files(
     ValueError, FileExistsError, WeightsError, TrainingError
         See `xsoilsm.finetuning.finetune`.
     """
-    from xsoilsm.training.command import read_settings
+    from xsoilsm.training.command import read_settings, read_shape
 
     if settings:
         options["recipe"] = Recipe.transfer(**read_settings(settings))
     if members:
-        options["shapes"] = [_shape(label) for label in members]
+        options["shapes"] = [read_shape(label) for label in members]
     common: dict[str, Any] = {"min_coverage": min_coverage, "restart": restart}
     if cube is not None:
         with _opened(cube) as opened:
@@ -140,11 +140,3 @@ def _is_landscape(catalog: str | os.PathLike[str] | Catalog) -> bool | None:
 
     found = catalog if isinstance(catalog, Catalog) else open_catalog(catalog)
     return True if "simulated" in f"{found.name} {found.title}".lower() else None
-
-
-def _shape(label: str) -> tuple[int, int]:
-    depth, _, width = label.partition("-")
-    if not (depth.isdigit() and width.isdigit()):
-        msg = f"{label!r} is not a network; expected DEPTH-WIDTH, for instance 3-64"
-        raise ValueError(msg)
-    return int(depth), int(width)

@@ -12,7 +12,7 @@ from xsoilsm.training.recipe import Recipe
 if TYPE_CHECKING:
     from xsoilsm.ensemble import Ensemble
 
-__all__ = ["KINDS", "describe_ensemble", "read_settings", "train_files"]
+__all__ = ["KINDS", "describe_ensemble", "read_settings", "read_shape", "train_files"]
 
 KINDS = ("coarse", "transfer", "benchmark", "adaptation")
 
@@ -119,7 +119,7 @@ def train_files(
         key: None if path is None else Samples.read(path, labelled.contract, label=label)
         for key, path, label in (("coarse", coarse, "soil_moisture"), ("target", target, None))
     }
-    shapes = [_shape(label) for label in members] or None
+    shapes = [read_shape(label) for label in members] or None
     return train_ensemble(
         labelled, name, recipe, base=start, shapes=shapes, progress=progress, **others, **options
     )
@@ -131,7 +131,8 @@ def _named(path: str | Path, base: Ensemble | None) -> Any:
     return base.contract if physical and base is not None else None
 
 
-def _shape(label: str) -> tuple[int, int]:
+def read_shape(label: str) -> tuple[int, int]:
+    """Depth and width of a network that is written as DEPTH-WIDTH."""
     depth, _, width = label.partition("-")
     if not (depth.isdigit() and width.isdigit()):
         msg = f"{label!r} is not a network; expected DEPTH-WIDTH, for instance 3-64"
