@@ -30,7 +30,7 @@ from xsoilsm.loading import load_cube
 from xsoilsm.mapping.acquisitions import Acquisition, find_acquisitions
 from xsoilsm.mapping.inputs import Entry, read_entries, record_inputs
 from xsoilsm.mapping.lock import hold
-from xsoilsm.mapping.region import Region, is_box, read_region, region_text
+from xsoilsm.mapping.region import Region, read_region, region_text
 from xsoilsm.quality import QualityFlag, name_of
 from xsoilsm.sources.access.search import lonlat_bounds
 from xsoilsm.sources.availability import Asof, moment_of
@@ -54,8 +54,8 @@ __all__ = [
     "open_job",
 ]
 
-FORMAT = 1
-"""Version of a job's folder."""
+FORMAT = 2
+"""Version of a job's folder, and of what its configuration means: 1 mapped tiles whole."""
 
 COMPOSITES = {"none": "", "daily": "P1D", "8day": "P8D", "monthly": "P1M"}
 """Kinds of products and the length of their periods as ISO 8601 durations."""
@@ -119,10 +119,7 @@ class Configuration:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the configuration, 64 hexadecimal digits."""
-        content = [FORMAT, asdict(self)]
-        if not is_box(self.polygon):
-            content.append("clipped")  # earlier jobs of this format mapped tiles whole
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        text = json.dumps([FORMAT, asdict(self)], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
