@@ -92,14 +92,14 @@ def _settings(folder: Path, size_km: float, spacing: float, passes: int) -> dict
     settings = {"XSOILSM_CACHE_DIR": str(folder / "cache"), "BENCH_MODEL": "DenseSM-E"}
     if not isinstance(ensemble(), Ensemble):
         settings["BENCH_MODEL"] = str(folder / "random")
-        _random(folder / "random")
+        random_networks(folder / "random")
     elif "XSOILSM_WEIGHTS_DIR" not in os.environ:
         own = Path(os.environ.get("XSOILSM_CACHE_DIR") or Path.home() / ".cache" / "xsoilsm")
         shutil.copytree(own / "weights", folder / "cache" / "weights")
     return settings
 
 
-def _random(folder: Path) -> None:
+def random_networks(folder: Path) -> None:
     from xsoilsm.card import EnsembleCard
     from xsoilsm.ensemble import save_ensemble
     from xsoilsm.state import state_shapes

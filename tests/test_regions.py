@@ -23,6 +23,7 @@ from services.fixtures import REGION, RTC, Services
 from services.storage import BlobStorage, blob_storage
 
 from benchmarks import bench_regions
+from benchmarks.killed_runs import entered
 from xsoilsm.facts import Service
 from xsoilsm.sources.access import search
 
@@ -94,7 +95,7 @@ def test_a_region_over_a_failing_service_ends_complete_and_the_same(
     # What the comparison is worth: it sees a byte, a file, and a tile that was made again.
     one, other = tmp_path / "work" / "undisturbed", tmp_path / "work" / "disturbed"
     assert bench_regions.compare_folders(one, other) == []
-    before = bench_regions._entered(other)
+    before = entered(other)
     first, second = sorted(other.glob("tiles/*/*/soil_moisture.tif"))[:2]
     content = bytearray(first.read_bytes())
     content[-1] ^= 1
@@ -103,7 +104,7 @@ def test_a_region_over_a_failing_service_ends_complete_and_the_same(
     assert "1 files other bytes" in bench_regions.compare_folders(one, other)[0]
     shutil.copy(tmp_path / "kept", first)
     assert bench_regions.compare_folders(one, other) == []
-    changed = [key for key, known in bench_regions._entered(other).items() if before[key] != known]
+    changed = [key for key, known in entered(other).items() if before[key] != known]
     assert len(changed) == 1
     second.unlink()
     assert "1 files missing" in bench_regions.compare_folders(one, other)[0]
