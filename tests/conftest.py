@@ -95,7 +95,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-pytest_plugins = ["services.fixtures"]
+pytest_plugins = ["services.fixtures", "mapping_fixtures"]
 
 # Speed on a shared machine says nothing about a property, so it is no part of any verdict.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])

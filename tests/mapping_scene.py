@@ -103,6 +103,15 @@ def begin(out: Path, **changes: Any) -> Any:
     return make_job(out=out, **(options | changes))
 
 
+def degrees_of(tile: Any) -> tuple[float, float, float, float]:
+    """Bounds of a tile: west, south, east, north."""
+    from xsoilsm import grid
+
+    box = tile.geobox.boundingbox
+    (west, east), (south, north) = grid.xy_to_lonlat([box.left, box.right], [box.bottom, box.top])
+    return west, south, east, north
+
+
 def files_of(out: Path) -> dict[str, bytes]:
     """Everything that a job has made, by name."""
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,7 @@ from xsoilsm.quality import QualityFlag
 
 LON, LAT = -5.4, 41.3
 DAY = "2020-04-05"
-
-
-@pytest.fixture(autouse=True)
-def scene(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    for name, value in mapping_scene.settings().items():
-        monkeypatch.setenv(name, value)
-    return mapping_scene.settings()
-
-
-@pytest.fixture
-def job(scene: dict[str, str], tmp_path: Path) -> Job:
-    """Copy of a finished job."""
-    made, _ = mapping_scene.undisturbed()
-    return open_job(shutil.copytree(made.folder, tmp_path / "job"))
+pytestmark = pytest.mark.usefixtures("scene")
 
 
 def one(
@@ -77,41 +63,41 @@ def rewrite(job: Job, flags: QualityFlag, value: float = np.nan) -> None:
 # --------------------------------------------------------------------------- no product
 
 
-def test_a_valid_pixel_has_its_value(job: Job) -> None:
-    rewrite(job, QualityFlag.LOW_COVERAGE, 0.25)
-    found = one(job)
+def test_a_valid_pixel_has_its_value(finished: Job) -> None:
+    rewrite(finished, QualityFlag.LOW_COVERAGE, 0.25)
+    found = one(finished)
     assert (found.reason, found.value) == ("valid", 0.25)
     assert "soil moisture 0.250 m3 m-3; low_coverage:" in str(found)
-    assert one(job, f"{DAY}T06:26:33") == found
+    assert one(finished, f"{DAY}T06:26:33") == found
 
 
-def test_outside_of_the_job(job: Job) -> None:
-    assert one(job, lon=20.0).reason == "outside"
-    assert "outside of the region" in one(job, lon=20.0).text
-    assert one(job, "2021-01-01").reason == "outside"
-    assert "2020-04-01 to 2020-04-30" in one(job, "2021-01-01").text
+def test_outside_of_the_job(finished: Job) -> None:
+    assert one(finished, lon=20.0).reason == "outside"
+    assert "outside of the region" in one(finished, lon=20.0).text
+    assert one(finished, "2021-01-01").reason == "outside"
+    assert "2020-04-01 to 2020-04-30" in one(finished, "2021-01-01").text
     with pytest.raises(ValueError, match="cannot tell a day"):
-        explain(job, LON, LAT, "april")
+        explain(finished, LON, LAT, "april")
 
 
-def test_not_acquired(job: Job) -> None:
-    found = one(job, "2020-04-06")
+def test_not_acquired(finished: Job) -> None:
+    found = one(finished, "2020-04-06")
     assert found.reason == "not_acquired"
     assert "the nearest are: 2020-04-05 06:26 and 2020-04-11 18:20" in found.text
 
 
-def test_missing_in_the_catalog(job: Job) -> None:
+def test_missing_in_the_catalog(finished: Job) -> None:
     """A satellite comes back after 12 days."""
-    found = one(job, "2020-04-17")
+    found = one(finished, "2020-04-17")
     assert found.reason == "missing_in_catalog"
     assert "orbit 154 descending passes here every 12 days" in found.text
     assert "2020-04-05" in found.text
 
 
-def test_left_out(job: Job) -> None:
-    gone, *others = job.acquisitions
+def test_left_out(finished: Job) -> None:
+    gone, *others = finished.acquisitions
     excluded = tuple((name, "polarisations VV, not VV and VH") for name, _ in gone.items)
-    found = one(replace(job, acquisitions=tuple(others), excluded=excluded))
+    found = one(replace(finished, acquisitions=tuple(others), excluded=excluded))
     assert found.reason == "left_out"
     assert f"{gone.items[0][0]} (polarisations VV, not VV and VH)" in found.text
 
@@ -123,11 +109,11 @@ def test_left_out(job: Job) -> None:
     ("state", "words"),
     [("pending", "is pending; run the job again"), ("failed", "failed; run the job again (why)")],
 )
-def test_what_the_ledger_knows(job: Job, state: str, words: str) -> None:
-    folder, _, _ = cell(job)
-    with Ledger(job.ledger, job.hash) as ledger:
+def test_what_the_ledger_knows(finished: Job, state: str, words: str) -> None:
+    folder, _, _ = cell(finished)
+    with Ledger(finished.ledger, finished.hash) as ledger:
         ledger.mark(folder.parent.name, folder.name, state, "why" if state == "failed" else "")
-    found = one(job)
+    found = one(finished)
     assert found.reason == state
     assert words in found.text
 
@@ -143,30 +129,30 @@ def test_what_the_ledger_knows(job: Job, state: str, words: str) -> None:
         (QualityFlag.SNOW, "nan_input", "snow:"),
     ],
 )
-def test_what_the_flags_say(job: Job, flags: QualityFlag, reason: str, words: str) -> None:
-    rewrite(job, flags)
-    found = one(job, look=False)
+def test_what_the_flags_say(finished: Job, flags: QualityFlag, reason: str, words: str) -> None:
+    rewrite(finished, flags)
+    found = one(finished, look=False)
     assert found.reason == reason
     assert words in found.text
     assert np.isnan(found.value)
 
 
-def test_which_mask(job: Job) -> None:
-    rewrite(job, QualityFlag.SNOW | QualityFlag.BUILT_UP)
-    chosen = replace(job.configuration, retrieve={"mask": ["default", "snow"]})
-    found = one(replace(job, configuration=chosen))
+def test_which_mask(finished: Job) -> None:
+    rewrite(finished, QualityFlag.SNOW | QualityFlag.BUILT_UP)
+    chosen = replace(finished.configuration, retrieve={"mask": ["default", "snow"]})
+    found = one(replace(finished, configuration=chosen))
     assert found.reason == "masked"
     assert found.text.startswith("no value: masked by snow; ")
 
 
-def test_which_input_is_missing(job: Job, scene: dict[str, str]) -> None:
-    rewrite(job, QualityFlag.NAN_INPUT)
+def test_which_input_is_missing(finished: Job, scene: dict[str, str]) -> None:
+    rewrite(finished, QualityFlag.NAN_INPUT)
     soil = sorted(Path(scene["XSOILSM_CACHE_DIR"]).glob("landscapes/demo/data/**/*clay*.tif"))
     assert soil
     for path in soil:
         path.rename(path.with_suffix(".hidden"))
     try:
-        found = one(job)
+        found = one(finished)
     finally:
         for path in soil:
             path.with_suffix(".hidden").rename(path)
@@ -174,20 +160,22 @@ def test_which_input_is_missing(job: Job, scene: dict[str, str]) -> None:
     assert "sand" not in found.text
 
 
-def test_which_input_is_out_of_range(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    rewrite(job, QualityFlag.INPUTS_CLIPPED, 0.3)
-    contract = job.ensemble().contract
+def test_which_input_is_out_of_range(finished: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(finished, QualityFlag.INPUTS_CLIPPED, 0.3)
+    contract = finished.ensemble().contract
     (clay,) = (entry for entry in contract.snapshot if entry.name == "clay")
     narrow = clay.model_copy(update={"range": (0.0, 0.001)})
     snapshot = tuple(narrow if entry is clay else entry for entry in contract.snapshot)
-    other = replace(job.ensemble(), contract=contract.model_copy(update={"snapshot": snapshot}))
+    other = replace(
+        finished.ensemble(), contract=contract.model_copy(update={"snapshot": snapshot})
+    )
     monkeypatch.setattr(Job, "ensemble", lambda _: other)
-    found = one(job)
+    found = one(finished)
     assert found.reason == "valid"
     assert "percent, training had 0 to 0.001" in found.text
 
 
-def test_a_composite_is_that_of_the_day(job: Job, tmp_path: Path) -> None:
+def test_a_composite_is_that_of_the_day(finished: Job, tmp_path: Path) -> None:
     monthly = begin(tmp_path / "monthly", composite="monthly")
     assert run_job(monthly, workers=2).is_complete
     found = one(monthly, "2020-04-20")
@@ -244,17 +232,17 @@ def _middle(out: Path, tile: str) -> tuple[float, float]:
     return float(lon), float(lat)
 
 
-def test_an_estimate_grows_with_the_job(job: Job) -> None:
-    found = estimate_job(job)
+def test_an_estimate_grows_with_the_job(finished: Job) -> None:
+    found = estimate_job(finished)
     assert (found.tiles, found.products, found.left, found.reads) == (2, 2, 0, 0)
     assert found.seconds == 0
-    with Ledger(job.ledger, job.hash) as ledger:
-        for product, tile in list(Plan(job).rows())[:2]:
+    with Ledger(finished.ledger, finished.hash) as ledger:
+        for product, tile in list(Plan(finished).rows())[:2]:
             ledger.mark(product, tile, "pending", "")
-    more = estimate_job(job)
+    more = estimate_job(finished)
     assert more.left == 2
     assert more.seconds > 0
     assert more.reads > 0
     assert more.bytes_read > 10_000
-    assert found.bytes_written == sum(p.stat().st_size for p in job.tiles.glob("*/*/*.tif"))
+    assert found.bytes_written == sum(p.stat().st_size for p in finished.tiles.glob("*/*/*.tif"))
     assert np.isnan(more.bytes_received), "nothing was made for the purpose"

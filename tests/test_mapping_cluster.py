@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,23 +17,13 @@ import mapping_scene
 import pytest
 from mapping_scene import files_of, places_of
 
-from xsoilsm.mapping import Job, open_job, run_job
+from xsoilsm.mapping import Job, run_job
 from xsoilsm.mapping.workers import Cluster, Outcome
 
 distributed = pytest.importorskip("distributed")
 
 
-@pytest.fixture(autouse=True)
-def scene(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in mapping_scene.settings().items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def fresh(scene: None, tmp_path: Path) -> Job:
-    job, _ = mapping_scene.undisturbed()
-    ignore = shutil.ignore_patterns("tiles", "ledger.sqlite*")
-    return open_job(shutil.copytree(job.folder, tmp_path / "job", ignore=ignore))
+pytestmark = pytest.mark.usefixtures("scene")
 
 
 @pytest.fixture(scope="module")

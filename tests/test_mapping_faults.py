@@ -19,47 +19,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mapping_scene
 import pytest
 from mapping_scene import TILES, Killer, begin, files_of, places_of
 
 from xsoilsm.mapping import InterruptedJobError, Job, JobBusyError, open_job, run_job, verify_job
 from xsoilsm.mapping.plan import Plan
-from xsoilsm.mapping.processes import Processes
 from xsoilsm.mapping.tile import Made
 from xsoilsm.mapping.workers import Outcome
 
+pytestmark = pytest.mark.usefixtures("scene")
 KILLS = int(os.environ.get("MAPPING_KILLS") or (20 if os.environ.get("CI") else 5))
-
-
-@pytest.fixture(autouse=True)
-def scene(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in mapping_scene.settings().items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def undisturbed(scene: None) -> tuple[Job, dict[str, bytes]]:
-    return mapping_scene.undisturbed()
-
-
-@pytest.fixture
-def fresh(undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path) -> Job:
-    """Job of the same configuration of which nothing is made."""
-    job, _ = undisturbed
-    ignore = shutil.ignore_patterns("tiles", "ledger.sqlite*")
-    return open_job(shutil.copytree(job.folder, tmp_path / "job", ignore=ignore))
-
-
-@pytest.fixture
-def half(undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path) -> Job:
-    """Job of which everything is made, and that may be damaged."""
-    job, _ = undisturbed
-    return open_job(shutil.copytree(job.folder, tmp_path / "job"))
 
 
 # --------------------------------------------------------------------------- kills
@@ -97,31 +70,31 @@ def test_killed_at_random_moments_a_job_ends_the_same(
 
 
 def test_what_a_killed_process_left_is_found_and_what_it_left_half_is_removed(
-    half: Job, undisturbed: tuple[Job, dict[str, bytes]]
+    finished: Job, undisturbed: tuple[Job, dict[str, bytes]]
 ) -> None:
     """Killed between the last rename and the entry in the ledger, and amid a file."""
-    (product, tile), (other, place) = list(Plan(half).rows())[:2]
-    with sqlite3.connect(half.ledger) as ledger:
+    (product, tile), (other, place) = list(Plan(finished).rows())[:2]
+    with sqlite3.connect(finished.ledger) as ledger:
         ledger.execute("UPDATE tiles SET state = 'pending', files = '{}'")
     ledger.close()
-    scratch = half.tiles / product / tile / ".quality_flag.tif-abc"
+    scratch = finished.tiles / product / tile / ".quality_flag.tif-abc"
     scratch.mkdir()
     (scratch / "stage.tif").write_bytes(b"half")
-    (half.tiles / other / place / "soil_moisture.tif").unlink()
-    before = places_of(half.folder)
-    summary = run_job(half, workers=1)
+    (finished.tiles / other / place / "soil_moisture.tif").unlink()
+    before = places_of(finished.folder)
+    summary = run_job(finished, workers=1)
     assert summary.made == 1
     assert not scratch.exists()
-    assert files_of(half.folder) == undisturbed[1]
-    after = places_of(half.folder)
+    assert files_of(finished.folder) == undisturbed[1]
+    after = places_of(finished.folder)
     assert all(after[key] == before[key] for key in before)
 
 
 def test_tiles_of_another_job_are_not_taken_for_finished(
-    half: Job, undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path
+    finished: Job, undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path
 ) -> None:
     other = begin(tmp_path / "other", retrieve={"keep_invalid": True})
-    shutil.copytree(half.tiles, other.tiles)
+    shutil.copytree(finished.tiles, other.tiles)
     assert verify_job(other)[0].done == 0
 
 
@@ -130,26 +103,26 @@ def test_tiles_of_another_job_are_not_taken_for_finished(
 
 @pytest.mark.parametrize("damage", ["deleted", "empty", "truncated", "garbage", "other"])
 def test_a_lost_ledger_is_made_from_the_files(
-    half: Job, undisturbed: tuple[Job, dict[str, bytes]], damage: str
+    finished: Job, undisturbed: tuple[Job, dict[str, bytes]], damage: str
 ) -> None:
-    content = half.ledger.read_bytes()
+    content = finished.ledger.read_bytes()
     if damage == "deleted":
-        half.ledger.unlink()
+        finished.ledger.unlink()
         # What a dead process may have left, and what must not be played back.
-        half.ledger.with_name("ledger.sqlite-journal").write_bytes(b"\xd9\xd5\x05\xf9 left")
+        finished.ledger.with_name("ledger.sqlite-journal").write_bytes(b"\xd9\xd5\x05\xf9 left")
     elif damage == "other":
-        with sqlite3.connect(half.ledger) as ledger:
+        with sqlite3.connect(finished.ledger) as ledger:
             ledger.execute("UPDATE about SET value = 'another' WHERE key = 'job'")
         ledger.close()
     else:
         cut = {"empty": b"", "truncated": content[:5000], "garbage": content[:100] + b"x" * 9000}
-        half.ledger.write_bytes(cut[damage])
-    shutil.rmtree(next(iter(sorted(half.tiles.glob("*/*")))))
-    before = places_of(half.folder)
-    summary = run_job(half, workers=1)
+        finished.ledger.write_bytes(cut[damage])
+    shutil.rmtree(next(iter(sorted(finished.tiles.glob("*/*")))))
+    before = places_of(finished.folder)
+    summary = run_job(finished, workers=1)
     assert (summary.made, summary.is_complete) == (1, True)
-    assert files_of(half.folder) == undisturbed[1]
-    after = places_of(half.folder)
+    assert files_of(finished.folder) == undisturbed[1]
+    after = places_of(finished.folder)
     assert all(after[key] == before[key] for key in before)
 
 
@@ -307,14 +280,14 @@ def _without_privileges(action: Any, uid: int = 65534) -> str:
 
 
 def test_a_folder_that_may_not_be_written_is_named(
-    half: Job, undisturbed: tuple[Job, dict[str, bytes]]
+    finished: Job, undisturbed: tuple[Job, dict[str, bytes]]
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can work as another user here")
     place = Path(tempfile.mkdtemp())
     try:
         place.chmod(0o755)
-        job = open_job(shutil.copytree(half.folder, place / "job"))
+        job = open_job(shutil.copytree(finished.folder, place / "job"))
         text = _without_privileges(lambda: verify_job(job))
         assert text.startswith("PermissionError")
         assert str(job.folder) in text
@@ -476,109 +449,3 @@ def test_a_unit_that_kills_its_workers_is_given_up(
     assert "lost 3 times with its worker" in str(summary)
     assert [unit.tile for unit in crew.taken] == sorted(u.tile for u in crew.taken)
     assert len(crew.taken) == 6, "three times each of two units"
-
-
-# --------------------------------------------------------------------------- worker processes
-
-
-def _running(workers: Processes) -> list[int]:
-    return [pid for pid in workers.pids if Path(f"/proc/{pid}").exists()]
-
-
-def test_a_worker_that_is_killed_costs_no_tile_and_is_replaced(
-    fresh: Job, undisturbed: tuple[Job, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wait, victims, crews = Processes.wait, [], []
-
-    def kills(workers: Processes) -> Outcome | None:
-        crews.append(workers)
-        if not victims and workers.pids:  # it has had a unit since it began
-            victims.append(workers.pids[0])
-            os.kill(victims[0], signal.SIGKILL)
-        return wait(workers)
-
-    monkeypatch.setattr(Processes, "wait", kills)
-    summary = run_job(fresh, workers=2)
-    assert victims
-    assert summary.is_complete, summary
-    assert files_of(fresh.folder) == undisturbed[1]
-    assert not _running(crews[0])
-
-
-def test_the_program_that_workers_are_forked_from_may_die(
-    fresh: Job, undisturbed: tuple[Job, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wait, victims = Processes.wait, []
-
-    def kills(workers: Processes) -> Outcome | None:
-        program = workers._nursery._program
-        if not victims and workers.pids and program is not None:
-            victims.append(program.pid)
-            program.kill()
-        return wait(workers)
-
-    monkeypatch.setattr(Processes, "wait", kills)
-    assert run_job(fresh, workers=2).is_complete
-    assert victims
-    assert files_of(fresh.folder) == undisturbed[1]
-
-
-def test_workers_end_with_the_process_that_runs_the_job(fresh: Job, tmp_path: Path) -> None:
-    """Killed, so that it can tell them nothing; from a script that guards no main."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\n"
-        "from xsoilsm.mapping import run_job\n"
-        "from xsoilsm.mapping.processes import Processes\n"
-        "wait = Processes.wait\n"
-        "def told(workers):\n"
-        "    print(*workers.pids, flush=True)\n"
-        "    return wait(workers)\n"
-        "Processes.wait = told\n"
-        "print('begun', flush=True)\n"
-        "run_job(sys.argv[1], workers=2)\n"
-    )
-    running = subprocess.Popen(
-        [sys.executable, str(script), str(fresh.folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert running.stdout is not None
-    assert running.stdout.readline() == "begun\n"
-    pids: list[str] = []
-    while len(pids) < 2:
-        line = running.stdout.readline()
-        assert line, "it ended early"
-        assert "begun" not in line, "the script ran again in a worker"
-        pids = line.split()
-    running.kill()
-    running.communicate()
-    limit = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < limit, "workers go on without a job"
-        time.sleep(0.05)
-
-
-def test_a_worker_runs_one_thread_of_the_networks_and_sees_the_settings(
-    fresh: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GDAL_CACHEMAX", "77")
-    wait, seen = Processes.wait, {}
-
-    def looks(workers: Processes) -> Outcome | None:
-        for pid in workers.pids:
-            with suppress(OSError):
-                text = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                seen.update(part.split(b"=", 1) for part in text if b"=" in part)
-        return wait(workers)
-
-    monkeypatch.setattr(Processes, "wait", looks)
-    assert run_job(fresh, workers=2).is_complete
-    assert seen[b"OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", "1").encode()
-    assert seen[b"GDAL_CACHEMAX"] == b"77"
-
-
-def test_worker_processes_that_cannot_start_are_told(
-    fresh: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("xsoilsm.mapping.processes._PROGRAM", "raise SystemExit(3)")
-    with pytest.raises(ChildProcessError, match=r"cannot be started.*--threads"):
-        run_job(fresh, workers=2)

@@ -16,45 +16,31 @@ import pytest
 import rasterio
 import shapely
 import xarray as xr
-from mapping_scene import TILES, begin, files_of, places_of
+from mapping_scene import TILES, begin, degrees_of, files_of, places_of
 from sources_world import BBOX as WORLD
 from sources_world import World
 
-from xsoilsm import grid
 from xsoilsm.catalog import CatalogError, open_catalog
 from xsoilsm.cog import verify_cog
 from xsoilsm.mapping import Job, JobError, open_job, run_job, verify_job
 from xsoilsm.mapping.composite import Composite
 from xsoilsm.mapping.inputs import narrowed, read_entries
 from xsoilsm.mapping.plan import UNIT_ACQUISITIONS, Plan
-from xsoilsm.mapping.region import cells_of, cropped, is_box, read_region, region_text
 from xsoilsm.mapping.tile import make_unit
 from xsoilsm.quality import QualityFlag
 from xsoilsm.sources.access.search import find_items
 
+pytestmark = pytest.mark.usefixtures("scene")
 VARIABLES = ("soil_moisture", "soil_moisture_std", "quality_flag")
-
-
-@pytest.fixture(autouse=True)
-def scene(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    for name, value in mapping_scene.settings().items():
-        monkeypatch.setenv(name, value)
-    return mapping_scene.settings()
-
-
-@pytest.fixture
-def finished(scene: dict[str, str]) -> tuple[Job, dict[str, bytes]]:
-    """Job that was run in one go, and its files."""
-    return mapping_scene.undisturbed()
 
 
 # --------------------------------------------------------------------------- the whole way
 
 
 def test_a_job_maps_every_tile_of_every_acquisition(
-    finished: tuple[Job, dict[str, bytes]],
+    undisturbed: tuple[Job, dict[str, bytes]],
 ) -> None:
-    job, files = finished
+    job, files = undisturbed
     plan = Plan(job)
     assert len(plan.products) == len(job.acquisitions) == 2
     assert len(plan.tiles) == 2
@@ -70,11 +56,11 @@ def test_a_job_maps_every_tile_of_every_acquisition(
 
 
 def test_tiles_hold_what_a_cube_of_the_region_gives(
-    finished: tuple[Job, dict[str, bytes]],
+    undisturbed: tuple[Job, dict[str, bytes]],
 ) -> None:
     from xsoilsm import load_cube, retrieve
 
-    job, _ = finished
+    job, _ = undisturbed
     cube = load_cube(job.configuration.geobox, mapping_scene.TIME, catalog="demo")
     whole = retrieve(cube, job.ensemble()).compute()
     for product, k in zip(Plan(job).products, range(2), strict=True):
@@ -92,8 +78,8 @@ def test_tiles_hold_what_a_cube_of_the_region_gives(
     assert np.isfinite(whole.soil_moisture).mean() > 0.5
 
 
-def test_the_ledger_tells_inputs_and_costs(finished: tuple[Job, dict[str, bytes]]) -> None:
-    job, _ = finished
+def test_the_ledger_tells_inputs_and_costs(undisturbed: tuple[Job, dict[str, bytes]]) -> None:
+    job, _ = undisturbed
     with sqlite3.connect(job.ledger) as ledger:
         about = dict(ledger.execute("SELECT key, value FROM about"))
         rows = ledger.execute(
@@ -112,8 +98,8 @@ def test_the_ledger_tells_inputs_and_costs(finished: tuple[Job, dict[str, bytes]
     assert sum(row[2] for row in rows) > 100_000
 
 
-def test_a_second_run_makes_nothing(finished: tuple[Job, dict[str, bytes]]) -> None:
-    job, _ = finished
+def test_a_second_run_makes_nothing(undisturbed: tuple[Job, dict[str, bytes]]) -> None:
+    job, _ = undisturbed
     before = places_of(job.folder)
     again = begin(job.folder)
     assert again.configuration == job.configuration
@@ -124,11 +110,11 @@ def test_a_second_run_makes_nothing(finished: tuple[Job, dict[str, bytes]]) -> N
 
 
 def test_a_moved_job_can_be_continued(
-    finished: tuple[Job, dict[str, bytes]], tmp_path: Path
+    undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path
 ) -> None:
     import shutil
 
-    job, files = finished
+    job, files = undisturbed
     moved = tmp_path / "moved"
     shutil.copytree(job.folder, moved)
     victim = next(iter(sorted(moved.glob("tiles/*/*"))))
@@ -152,9 +138,9 @@ def test_a_moved_job_can_be_continued(
     ],
 )
 def test_another_configuration_is_refused(
-    finished: tuple[Job, dict[str, bytes]], changes: dict[str, Any], word: str
+    undisturbed: tuple[Job, dict[str, bytes]], changes: dict[str, Any], word: str
 ) -> None:
-    job, _ = finished
+    job, _ = undisturbed
     with pytest.raises(JobError) as caught:
         begin(job.folder, **changes)
     assert word in str(caught.value)
@@ -162,9 +148,9 @@ def test_another_configuration_is_refused(
 
 
 def test_everything_that_decides_numbers_is_in_the_hash(
-    finished: tuple[Job, dict[str, bytes]],
+    undisturbed: tuple[Job, dict[str, bytes]],
 ) -> None:
-    chosen = finished[0].configuration
+    chosen = undisturbed[0].configuration
     changes: dict[str, Any] = {
         "engine": "other",
         "device": "cuda",
@@ -179,9 +165,9 @@ def test_everything_that_decides_numbers_is_in_the_hash(
 
 
 def test_another_catalog_of_the_same_name_is_refused(
-    finished: tuple[Job, dict[str, bytes]],
+    undisturbed: tuple[Job, dict[str, bytes]],
 ) -> None:
-    job, _ = finished
+    job, _ = undisturbed
     catalog = open_catalog("demo")
     (ndvi,) = catalog.sources["ndvi"]
     other = ndvi.model_copy(update={"citation": "another"})
@@ -212,8 +198,10 @@ def test_a_folder_of_other_things_is_no_job(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
 
 
-def test_an_edited_job_is_refused(finished: tuple[Job, dict[str, bytes]], tmp_path: Path) -> None:
-    job, _ = finished
+def test_an_edited_job_is_refused(
+    undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path
+) -> None:
+    job, _ = undisturbed
     text = (job.folder / "job.json").read_text()
     (tmp_path / "job.json").write_text(text.replace('"tile_size": 4', '"tile_size": 8'))
     with pytest.raises(JobError, match="does not fit its own hash"):
@@ -233,104 +221,6 @@ def test_what_cannot_be_mapped_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected at least one cell"):
         begin(tmp_path / "d", tile_size=0)
     assert list(tmp_path.iterdir()) == []
-
-
-# --------------------------------------------------------------------------- regions
-
-AROUND = (-5.43, 41.285, -5.37, 41.315)
-TRIANGLE = {
-    "type": "Polygon",
-    "coordinates": [[[-5.43, 41.285], [-5.37, 41.285], [-5.43, 41.315], [-5.43, 41.285]]],
-}
-
-
-def _regions(folder: Path) -> list[Any]:
-    import geopandas
-
-    shape = shapely.geometry.shape(TRIANGLE)
-    table = geopandas.GeoDataFrame({"name": ["a"]}, geometry=[shape], crs="EPSG:4326")
-    feature = {"type": "Feature", "properties": {}, "geometry": TRIANGLE}
-    collection = {"type": "FeatureCollection", "features": [feature]}
-    (folder / "a.geojson").write_text(json.dumps(collection))
-    table.to_crs("EPSG:3035").to_file(folder / "a.gpkg")
-    table.to_parquet(folder / "a.parquet")
-    table.to_crs("EPSG:32630").to_file(folder / "a.fgb")
-    names = ("a.geojson", "a.gpkg", "a.parquet", "a.fgb")
-    return [shape, TRIANGLE, feature, collection, *(folder / name for name in names)]
-
-
-def test_regions_come_in_many_forms(tmp_path: Path) -> None:
-    expected = shapely.geometry.shape(TRIANGLE)
-    for region in _regions(tmp_path):
-        assert shapely.hausdorff_distance(read_region(region), expected) < 1e-6, region
-    assert region_text(read_region(TRIANGLE)) == region_text(read_region(expected.reverse()))
-
-
-def test_only_tiles_that_touch_the_region_are_mapped(tmp_path: Path) -> None:
-    square, triangle = (
-        Plan(begin(tmp_path / name, region=region, tile_size=2)).tiles
-        for name, region in (("a", AROUND), ("b", TRIANGLE))
-    )
-    assert set(triangle) < set(square)
-    box = {t: shapely.box(*_degrees(square[t])) for t in square}
-    shape = shapely.geometry.shape(TRIANGLE)
-    assert set(triangle) == {name for name in square if shape.intersects(box[name])}
-
-
-def test_cells_beyond_the_polygon_are_left_out(
-    finished: tuple[Job, dict[str, bytes]], tmp_path: Path
-) -> None:
-    from xsoilsm.mapping.explain import explain
-
-    whole, _ = finished
-    west, south, east, north = mapping_scene.BBOX
-    corner = shapely.Polygon([(west, south), (east, south), (west, north)])
-    job = begin(tmp_path / "corner", region=corner)
-    assert run_job(job, workers=2).is_complete
-    outside, values = 0, 0
-    for name, tile in Plan(job).tiles.items():
-        x, y = (tile.geobox.coords[axis].values for axis in ("x", "y"))
-        for product in Plan(job).products:
-            got = {}
-            for variable in VARIABLES:
-                with rasterio.open(job.tiles / product.id / name / f"{variable}.tif") as file:
-                    got[variable] = file.read(1)
-            with rasterio.open(whole.tiles / product.id / name / "soil_moisture.tif") as file:
-                rows, _ = zip(*(file.index(x[0], at) for at in y), strict=True)
-                column = file.index(x[0], y[0])[1]
-                expected = file.read(1)[np.ix_(rows, range(column, column + x.size))]
-            for i, j in np.ndindex(len(y), len(x)):
-                cell = grid.get_grid("1km").cell / 2
-                box = grid.xy_to_lonlat([x[j] - cell, x[j] + cell], [y[i] - cell, y[i] + cell])
-                inside = corner.intersects(shapely.box(box[0][0], box[1][0], box[0][1], box[1][1]))
-                outside += not inside
-                if inside:
-                    np.testing.assert_allclose(
-                        got["soil_moisture"][i, j], expected[i, j], rtol=1e-5, atol=1e-6
-                    )
-                    values += np.isfinite(expected[i, j])
-                else:
-                    assert np.isnan(got["soil_moisture"][i, j])
-                    assert np.isnan(got["soil_moisture_std"][i, j])
-                    assert got["quality_flag"][i, j] == QualityFlag.NO_SCENE
-    assert outside
-    assert values
-    (found,) = explain(job, east - 0.001, north - 0.001, job.acquisitions[0].time[:10])
-    assert found.reason == "outside"
-    again = begin(tmp_path / "again", region=corner)
-    assert run_job(again, workers=1).is_complete
-    assert files_of(again.folder) == files_of(job.folder)
-
-
-def test_all_cells_of_a_box_are_its_own() -> None:
-    region = shapely.box(*mapping_scene.BBOX)
-    cells = grid.ease2_geobox(mapping_scene.BBOX, "1km")
-    assert cells_of(region, cells).all()
-    assert cropped(region, cells) == cells
-    assert is_box(region)
-    half = shapely.Polygon(list(region.exterior.coords)[:3])
-    assert not is_box(half)
-    assert 0 < cells_of(half, cells).sum() < cells.shape[0] * cells.shape[1]
 
 
 # --------------------------------------------------------------------------- mask and as-of
@@ -375,57 +265,11 @@ def test_a_job_as_of_a_moment_has_what_had_come(tmp_path: Path) -> None:
         begin(tmp_path / "bad", asof="April")
 
 
-def _degrees(tile: grid.Tile) -> tuple[float, float, float, float]:
-    box = tile.geobox.boundingbox
-    (west, east), (south, north) = grid.xy_to_lonlat([box.left, box.right], [box.bottom, box.top])
-    return west, south, east, north
-
-
-@pytest.mark.parametrize(
-    ("region", "message"),
-    [
-        ({"type": "Point", "coordinates": [0, 0]}, "holds no polygon"),
-        ({"type": "Nonsense"}, "no GeoJSON with an area"),
-        ({**TRIANGLE, "crs": {"properties": {"name": "EPSG:3857"}}}, "reproject it"),
-        (shapely.box(41, -5, 400, 6), "longitude first"),
-        ((1.0, 2.0, 1.0, 3.0), "is empty"),
-        ((170.0, 10.0, -170.0, 20.0), "antimeridian"),
-        (17, "cannot tell a region from int"),
-    ],
-)
-def test_bad_regions_are_explained(region: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_region(region)
-
-
-def test_bad_files_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="which should hold the region"):
-        read_region(tmp_path / "absent.geojson")
-    (tmp_path / "a.geojson").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
-        read_region(tmp_path / "a.geojson")
-    (tmp_path / "a.gpkg").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read as a region"):
-        read_region(tmp_path / "a.gpkg")
-
-
-def test_a_region_on_both_sides_of_the_antimeridian_has_tiles_there_only(
-    finished: tuple[Job, dict[str, bytes]],
-) -> None:
-    job, _ = finished
-    parts = shapely.union_all(
-        [shapely.box(179.9, -17, 180, -16.9), shapely.box(-180, -17, -179.9, -16.9)]
-    )
-    around = replace(job.configuration, region=region_text(parts), tile_size=64)
-    tiles = Plan(replace(job, configuration=around)).tiles.values()
-    assert {tile.column for tile in tiles} == {0, 34704 // 64}
-
-
 # --------------------------------------------------------------------------- units
 
 
-def test_units_do_not_depend_on_what_is_done(finished: tuple[Job, dict[str, bytes]]) -> None:
-    job, _ = finished
+def test_units_do_not_depend_on_what_is_done(undisturbed: tuple[Job, dict[str, bytes]]) -> None:
+    job, _ = undisturbed
     many = tuple(
         replace(
             one,
@@ -452,13 +296,13 @@ def test_units_do_not_depend_on_what_is_done(finished: tuple[Job, dict[str, byte
         assert known[unit.tile, unit.products] == unit.items
 
 
-def test_tiles_see_the_inputs_near_them_only(finished: tuple[Job, dict[str, bytes]]) -> None:
-    job, _ = finished
+def test_tiles_see_the_inputs_near_them_only(undisturbed: tuple[Job, dict[str, bytes]]) -> None:
+    job, _ = undisturbed
     entries = read_entries(job.inputs)
     far = [replace(e, bounds=(100.0, 10.0, 101.0, 11.0), file=f"far-{e.file}") for e in entries]
     from xsoilsm.mapping.inputs import select
 
-    bounds = _degrees(next(iter(Plan(job).tiles.values())))
+    bounds = degrees_of(next(iter(Plan(job).tiles.values())))
     days = job.configuration.days
     chosen = select([*entries, *far], bounds, *days)
     assert chosen
@@ -475,10 +319,10 @@ def test_tiles_see_the_inputs_near_them_only(finished: tuple[Job, dict[str, byte
 
 
 def test_files_depend_neither_on_workers_nor_on_the_folder_nor_on_the_provider(
-    finished: tuple[Job, dict[str, bytes]], tmp_path: Path, scene: dict[str, str]
+    undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path, scene: dict[str, str]
 ) -> None:
     """Once a job is made, the provider's catalog may change or vanish."""
-    _, files = finished
+    _, files = undisturbed
     job = begin(tmp_path / "again")
     root = Path(scene["XSOILSM_CACHE_DIR"], "landscapes", "demo")
     (root / "stac").rename(root / "hidden")
@@ -491,7 +335,7 @@ def test_files_depend_neither_on_workers_nor_on_the_folder_nor_on_the_provider(
 
 
 def test_an_api_is_asked_once_for_the_whole_region(
-    finished: tuple[Job, dict[str, bytes]], tmp_path: Path, scene: dict[str, str]
+    undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path, scene: dict[str, str]
 ) -> None:
     """What a STAC API answers is kept whole: links, companions, series before the first pass."""
     import pystac
@@ -499,7 +343,7 @@ def test_an_api_is_asked_once_for_the_whole_region(
     from xsoilsm import load_cube
     from xsoilsm.mapping.inputs import select
 
-    static, _ = finished
+    static, _ = undisturbed
     root = Path(scene["XSOILSM_CACHE_DIR"], "landscapes", "demo")
     catalog = open_catalog("demo")
     with loopback.serve(root) as server:
@@ -525,7 +369,7 @@ def test_an_api_is_asked_once_for_the_whole_region(
     assert {(e.collection, e.id, e.start, e.end, e.role) for e in job.entries} == known
     tile = next(iter(Plan(job).tiles.values()))
     first, last = job.configuration.days
-    with narrowed(job.inputs, select(job.entries, _degrees(tile), first, last)) as kept:
+    with narrowed(job.inputs, select(job.entries, degrees_of(tile), first, last)) as kept:
         cube = load_cube(tile.geobox, (str(first), str(last)), catalog=kept)
         assert cube.sizes["time"] == 2
         assert np.isfinite(cube.sigma0_vv.compute(scheduler="synchronous")).any()
@@ -569,17 +413,17 @@ def test_composites_say_what_they_are_made_of() -> None:
     ],
 )
 def test_periods_of_composites(
-    finished: tuple[Job, dict[str, bytes]], composite: str, names: list[str]
+    undisturbed: tuple[Job, dict[str, bytes]], composite: str, names: list[str]
 ) -> None:
-    job, _ = finished
+    job, _ = undisturbed
     chosen = replace(job.configuration, composite=composite)
     assert [p.id for p in Plan(replace(job, configuration=chosen)).products] == names
 
 
 def test_a_monthly_job_is_the_mean_of_its_acquisitions(
-    finished: tuple[Job, dict[str, bytes]], tmp_path: Path
+    undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path
 ) -> None:
-    single, _ = finished
+    single, _ = undisturbed
     job = begin(tmp_path / "monthly", composite="monthly")
     assert run_job(job, workers=2).is_complete
     for tile in Plan(job).tiles:
@@ -602,11 +446,11 @@ def test_a_monthly_job_is_the_mean_of_its_acquisitions(
 
 
 def test_verify_finds_damage_and_the_next_run_mends_it(
-    finished: tuple[Job, dict[str, bytes]], tmp_path: Path
+    undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path
 ) -> None:
     import shutil
 
-    job, files = finished
+    job, files = undisturbed
     copy = tmp_path / "copy"
     shutil.copytree(job.folder, copy)
     victims = [copy / name for name in sorted(files)[::5]]
@@ -629,9 +473,9 @@ def test_verify_finds_damage_and_the_next_run_mends_it(
 
 
 def test_a_source_that_cannot_be_read_is_flagged_named_and_mended_later(
-    finished: tuple[Job, dict[str, bytes]], tmp_path: Path, scene: dict[str, str]
+    undisturbed: tuple[Job, dict[str, bytes]], tmp_path: Path, scene: dict[str, str]
 ) -> None:
-    _, files = finished
+    _, files = undisturbed
     job = begin(tmp_path / "job")
     radar = sorted(Path(scene["XSOILSM_CACHE_DIR"]).glob("landscapes/demo/data/**/*iw-vv.rtc*"))
     assert radar
@@ -650,7 +494,7 @@ def test_a_source_that_cannot_be_read_is_flagged_named_and_mended_later(
     with rasterio.open(job.folder / flags) as file:
         assert (file.read(1) & int(QualityFlag.READ_FAILED)).any()
         assert radar[0].parents[1].name in file.tags()["incomplete"]
-    # A ledger that is made anew does not take them for finished.
+    # A ledger that is made anew does not take them for undisturbed.
     job.ledger.unlink()
     assert verify_job(job)[0].partial == summary.partial
     again = run_job(job, workers=2)
@@ -678,7 +522,7 @@ def test_a_pass_across_midnight_is_one_product(tmp_path: Path, scene: dict[str, 
     later = [
         tile
         for tile, one in tiles.items()
-        if one.items_over(shapely.box(*_degrees(Plan(job).tiles[tile]))) == ("S1_033000_2_rtc",)
+        if one.items_over(shapely.box(*degrees_of(Plan(job).tiles[tile]))) == ("S1_033000_2_rtc",)
     ]
     assert later
     unit = next(u for u in Plan(job).units(lambda *_: True, job.ensemble()) if u.tile == later[0])

@@ -19,11 +19,7 @@ from xsoilsm.mapping.ledger import Ledger
 from xsoilsm.mapping.publish import publish
 from xsoilsm.quality import QualityFlag
 
-
-@pytest.fixture(autouse=True)
-def scene(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in mapping_scene.settings().items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("scene")
 
 
 def copy_of_the_job(folder: Path) -> Path:
