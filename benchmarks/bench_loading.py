@@ -29,6 +29,7 @@ from rasterio.windows import Window
 from benchmarks.timing import interleave
 from tests.sources_world import UTM, World, annotation, height_of, ndvi_of, rain_of, temperature_of
 from xsoilsm import load_cube, periods
+from xsoilsm.sources.pixels import edges
 
 BLOCK = 2048
 FORMS = ("rtc-flat", "rtc-slope")
@@ -133,6 +134,7 @@ def _read(files: tuple[Path, Path], pixels: int) -> None:
 
 
 def _load(catalog: Path, region: Any, res: str, names: tuple[str, ...] = RADAR) -> xr.Dataset:
+    edges.forget()
     cube = load_cube(region, "2020-06-03", res, catalog)
     with dask.config.set(scheduler="synchronous"):
         return cube[list(names)].compute()

@@ -72,8 +72,10 @@ class Services:
         """End all faults, and forget what client and server remember."""
         from planetary_computer import sas, settings
 
+        from xsoilsm.sources.pixels import edges
         from xsoilsm.sources.sentinel1 import annotation
 
+        edges.forget()
         settings.Settings.get.cache_clear()
         sas.TOKEN_CACHE.clear()
         for function in vars(annotation).values():

@@ -178,7 +178,8 @@ def _add_window(
     values[0] = heights[1:-1, 1:-1]
     values[1:4] = horn(heights, *spacing(patch.geobox))
     values[4] = np.where(np.isnan(values[0]), np.float32(np.nan), filled[1:-1, 1:-1])
-    values[:, ~own] = np.nan
+    if not own.all():
+        values[:, ~own] = np.nan
     sums.add(values, anchored(patch.geobox))
 
 

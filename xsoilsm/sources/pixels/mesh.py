@@ -131,9 +131,10 @@ def _scale(
             right = nodes[row, k + 1] + down * (nodes[row + 1, k + 1] - nodes[row, k + 1])
             step = (right - left) / np.float32(MESH)
             start = left + step * np.float32(begin + first_column - k * MESH)
-            for j in range(begin, end):
-                factor = start + step * np.float32(j - begin)
-                result[i, j] = band[i, j] * factor if valid[i, j] else np.float32(0)
+            values, good, line = band[i, begin:end], valid[i, begin:end], result[i, begin:end]
+            for j in range(np.uint64(end - begin)):  # unsigned: runs in vector registers
+                factor = start + step * np.float32(np.int32(j))
+                line[j] = values[j] * factor if good[j] else np.float32(0)
             begin = end
 
 
@@ -160,7 +161,7 @@ def scale(
 def _scale_pixels(band: Any, valid: Any, factor: Any, result: Any) -> None:
     height, width = result.shape
     for i in range(height):
-        for j in range(width):
+        for j in range(np.uint64(width)):
             result[i, j] = band[i, j] * factor[i, j] if valid[i, j] else np.float32(0)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,6 +27,7 @@ from xsoilsm import regrid
 from xsoilsm.facts import Band
 from xsoilsm.sources.access.links import Access, ask, readable_href
 from xsoilsm.sources.access.transport import RequestFailed, is_web, patience, with_retries
+from xsoilsm.sources.pixels.edges import identity, read_window
 
 __all__ = [
     "BLOCK",
@@ -129,6 +130,7 @@ class NativeReader:
         self._rasters = tuple(rasters)
         self._stack = ExitStack()
         self._files: list[Any] = []
+        self._known: list[Hashable] = []
 
     def __enter__(self) -> NativeReader:
         with_retries(self._open, f"opening {self._rasters[0].href}", passing=self._is_passing)
@@ -153,7 +155,7 @@ class NativeReader:
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
-        self._files = []
+        self._files, self._known = [], []
 
     def read(self, patch: Patch) -> list[npt.NDArray[Any]]:
         """Read a window of each file. Computes.
@@ -177,7 +179,8 @@ class NativeReader:
             if attempt:
                 self._open(attempt)
             with rasterio.Env(**_settings(attempt, self._rasters)):
-                return [file.read(1, window=patch.window) for file in self._files]
+                files = zip(self._files, self._known, strict=True)
+                return [read_window(file, known, patch.window) for file, known in files]
 
         what = f"reading {self._rasters[0].href} at row {patch.row}, column {patch.column}"
         return with_retries(read, what, passing=self._is_passing)
@@ -193,6 +196,7 @@ class NativeReader:
         with rasterio.Env(**_settings(attempt, self._rasters)):
             for raster in self._rasters:
                 link = readable_href(raster.href, raster.access)
+                self._known.append(identity(raster.href, link))
                 # sharing=False: GDAL would hand a broken handle to the next attempt.
                 self._files.append(self._stack.enter_context(rasterio.open(link, sharing=False)))
 

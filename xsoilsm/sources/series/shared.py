@@ -9,13 +9,12 @@ block of 5 x 5 degrees, as far as it lies in the region that is mapped, and kept
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from xsoilsm.sources.access.kept import Kept
 from xsoilsm.sources.access.search import Bounds
 
 __all__ = ["keep", "shared_bounds", "sharing"]
@@ -29,8 +28,7 @@ LIMIT = 64_000_000
 _T = TypeVar("_T")
 
 _region: ContextVar[Bounds | None] = ContextVar("xsoilsm_shared_region", default=None)
-_kept: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-_guard = threading.Lock()
+_kept = Kept(LIMIT)
 
 
 @contextmanager
@@ -83,14 +81,8 @@ def keep(key: Any, read: Callable[[], _T], size: Callable[[_T], int]) -> _T:
     size : callable
         Tells the bytes of what was read.
     """
-    with _guard:
-        if key in _kept:
-            _kept.move_to_end(key)
-            found: _T = _kept[key][0]
-            return found
-    fresh = read()
-    with _guard:
-        _kept[key] = fresh, size(fresh)
-        while sum(count for _, count in _kept.values()) > LIMIT and len(_kept) > 1:
-            _kept.popitem(last=False)
-    return fresh
+    found: _T | None = _kept.get(key)
+    if found is None:
+        found = read()
+        _kept.put(key, found, size(found))
+    return found
