@@ -422,6 +422,7 @@ class _Losing:
     """Workers that die with every unit."""
 
     window = 1
+    abreast = 1
 
     def __init__(self) -> None:
         self.taken: list[Any] = []

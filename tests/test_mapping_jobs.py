@@ -55,6 +55,24 @@ def test_a_job_maps_every_tile_of_every_acquisition(
         verify_cog(job.folder / name)
 
 
+def test_processes_go_along_rows_of_tiles_side_by_side(tmp_path: Path) -> None:
+    west, south, east, north = mapping_scene.BBOX
+    job = begin(tmp_path / "job", tile_size=1, region=(west, south - 0.02, east, north + 0.02))
+    plan = Plan(job)
+    places = {(tile.row, tile.column) for tile in plan.tiles.values()}
+    rows, columns = (sorted(set(numbers)) for numbers in zip(*places, strict=True))
+    assert len(rows) >= 4
+    assert len(columns) >= 3
+
+    def order(abreast: int) -> list[tuple[int, int]]:
+        units = plan.units(lambda *_: True, job.ensemble(), abreast)
+        return [(plan.tiles[u.tile].row, plan.tiles[u.tile].column) for u in units]
+
+    assert order(1) == [(row, column) for row in rows for column in columns]
+    bands = [[row for row in rows if row // 2 == band] for band in sorted({r // 2 for r in rows})]
+    assert order(2) == [(row, c) for band in bands for c in columns for row in band]
+
+
 def test_tiles_hold_what_a_cube_of_the_region_gives(
     undisturbed: tuple[Job, dict[str, bytes]],
 ) -> None:

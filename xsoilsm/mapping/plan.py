@@ -160,7 +160,9 @@ class Plan:
             for product in self.products_of(tile):
                 yield product.id, tile.name
 
-    def units(self, wanted: Callable[[str, str], bool], ensemble: Ensemble) -> Iterator[Unit]:
+    def units(
+        self, wanted: Callable[[str, str], bool], ensemble: Ensemble, abreast: int = 1
+    ) -> Iterator[Unit]:
         """Cut the job into units, and leave out those of which nothing is wanted.
 
         Parameters
@@ -168,6 +170,9 @@ class Plan:
         wanted : callable
             Tells of the names of a product and a tile whether they are to be made.
         ensemble : Ensemble
+        abreast : int, default 1
+            Rows of tiles that are gone along side by side, one for each process: what a process
+            has read for a tile, the next tile of the row needs again.
 
         Yields
         ------
@@ -175,7 +180,9 @@ class Plan:
             Tile by tile, and of each by time.
         """
         job = self.job
-        for tile in self.tiles.values():
+        for tile in sorted(
+            self.tiles.values(), key=lambda tile: (tile.row // abreast, tile.column, tile.row)
+        ):
             bounds = lonlat_bounds(tile.geobox)
             for members in _members(self.products_of(tile)):
                 chosen = tuple(p.id for p in members if wanted(p.id, tile.name))

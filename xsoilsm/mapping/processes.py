@@ -62,6 +62,11 @@ class Processes:
         return self._count
 
     @property
+    def abreast(self) -> int:
+        """Processes share nothing that they read: a row of tiles for each."""
+        return self._count
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Identifiers of the processes that have begun, for those who watch them."""
         return tuple(self._pids.values())

@@ -287,7 +287,9 @@ class _Run:
         self, todo: set[tuple[str, str]], advance: Callable[[int], None], most: int | None
     ) -> int:
         """Make what is to be made, or the first units of it; gives the number of tiles."""
-        every = self._plan.units(lambda product, tile: (product, tile) in todo, self._ensemble)
+        every = self._plan.units(
+            lambda product, tile: (product, tile) in todo, self._ensemble, self._crew.abreast
+        )
         units = itertools.islice(every, most)
         made = 0
         self._entered.clear()

@@ -58,6 +58,10 @@ class Workers(Protocol):
     def window(self) -> int:
         """Units that may be out at a time."""
 
+    @property
+    def abreast(self) -> int:
+        """Rows of tiles to go along side by side (`xsoilsm.mapping.plan.Plan.units`)."""
+
     def submit(self, unit: Unit) -> None:
         """Give a unit out."""
 
@@ -96,6 +100,11 @@ class Threads:
     def window(self) -> int:
         """One unit for each thread."""
         return self._count
+
+    @property
+    def abreast(self) -> int:
+        """Threads share what they read."""
+        return 1
 
     def submit(self, unit: Unit) -> None:
         """Give a unit to the next thread that is free."""
@@ -178,6 +187,11 @@ class Cluster:
         if not self._is_there():
             return 0
         return self._window or max(2 * sum(self._client.nthreads().values()), 2)
+
+    @property
+    def abreast(self) -> int:
+        """Which worker takes a tile is the scheduler's choice."""
+        return 1
 
     def submit(self, unit: Unit) -> None:
         """Send a unit to the scheduler."""

@@ -2,7 +2,7 @@
 
 Files are compressed block by block. A window that ends inside a block needs it fetched and
 decoded whole, and so does the window on the other side: of a neighbouring chunk, of another tile
-of a map. What was decoded is kept in memory, up to 256 MB in a process.
+of a map. What was decoded is kept in memory, up to 64 MB in a process.
 
 A kept block is known by the file and by where in the file it lies compressed. A file on this
 machine is another one when its time, its size or its number differ.
@@ -24,10 +24,11 @@ from xsoilsm.sources.access.kept import Kept
 
 __all__ = ["forget", "identity", "read_window"]
 
-LIMIT = 256_000_000
+LIMIT = 64_000_000
 """Bytes that are kept."""
 
 _LEAST = 64  # pixels along a block; strips of a whole row are no blocks that windows share
+_OVERLAP = 256  # pixels by which windows of chunks overlap that lie askew, at most
 _kept = Kept(LIMIT)
 
 Array = npt.NDArray[Any]
@@ -131,8 +132,7 @@ class _Span:
     whole : bool
         The window has all pixels.
     shared : bool
-        Another window may need it: this one ends in it or in the next. Windows of chunks that
-        lie askew overlap.
+        A window beside this one needs it, too.
     """
 
     index: int
@@ -144,18 +144,18 @@ class _Span:
 
 def _spans(start: int, length: int, block: int, end: int) -> list[_Span]:
     stop = start + length
-    first, last = start // block, (stop - 1) // block
-    cut = [first] * (start % block > 0) + [last] * (stop % block > 0 and stop < end)
-    return [
-        _Span(
-            index,
-            max(index * block, start),
-            min((index + 1) * block, stop),
-            index not in cut,
-            any(abs(index - other) <= 1 for other in cut),
-        )
-        for index in range(first, last + 1)
-    ]
+    # What lies between is this window's alone.
+    inner = (
+        start + _OVERLAP * (start % block > 0),
+        stop - _OVERLAP * (stop % block > 0 and stop < end),
+    )
+    spans = []
+    for index in range(start // block, (stop - 1) // block + 1):
+        top, bottom = index * block, min((index + 1) * block, end)
+        whole = start <= top and bottom <= stop
+        shared = top < inner[0] or bottom > inner[1]
+        spans.append(_Span(index, max(top, start), min(bottom, stop), whole, shared))
+    return spans
 
 
 def _part(
