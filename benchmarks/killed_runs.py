@@ -111,9 +111,7 @@ class Runs:
             "PYTHONPATH": str(ROOT),
             "no_proxy": "127.0.0.1",
         }
-        weights = _weights()
-        if weights:
-            self._environment["XSOILSM_WEIGHTS_DIR"] = weights
+        _bring_weights(cache)
 
     def to_the_end(self, kills: Sequence[tuple[int, float]] = ()) -> None:
         """Run until the job is complete.
@@ -255,12 +253,11 @@ def _kill(session: int) -> None:
         time.sleep(0.02)
 
 
-def _weights() -> str:
-    """Folder of the published weights, whatever the cache of a run."""
-    if "XSOILSM_WEIGHTS_DIR" in os.environ:
-        return os.environ["XSOILSM_WEIGHTS_DIR"]
+def _bring_weights(cache: Path) -> None:
+    """Copy the published weights, where they are at hand, into the cache of a run."""
     own = Path(os.environ.get("XSOILSM_CACHE_DIR") or Path.home() / ".cache" / "xsoilsm")
-    return str(own / "weights") if (own / "weights").is_dir() else ""
+    if "XSOILSM_WEIGHTS_DIR" not in os.environ and (own / "weights").is_dir():
+        shutil.copytree(own / "weights", cache / "weights")
 
 
 def _repeated(requests: list[dict[str, Any]]) -> int:
