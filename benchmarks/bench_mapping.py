@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
-import shutil
 import tempfile
 import threading
 import time
@@ -19,8 +18,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 CENTRE = (-5.4, 41.3)
 TIME = "2020-04"
@@ -81,7 +78,7 @@ def run(full: bool) -> list[dict[str, object]]:
 
 def _settings(folder: Path, size_km: float, spacing: float, passes: int) -> dict[str, str]:
     """Make landscape and networks."""
-    from benchmarks.networks import ensemble
+    from benchmarks.networks import bring_weights, ensemble, random_networks
     from xsoilsm.ensemble import Ensemble
     from xsoilsm.simulate import simulate_landscape
 
@@ -93,39 +90,9 @@ def _settings(folder: Path, size_km: float, spacing: float, passes: int) -> dict
     if not isinstance(ensemble(), Ensemble):
         settings["BENCH_MODEL"] = str(folder / "random")
         random_networks(folder / "random")
-    elif "XSOILSM_WEIGHTS_DIR" not in os.environ:
-        own = Path(os.environ.get("XSOILSM_CACHE_DIR") or Path.home() / ".cache" / "xsoilsm")
-        shutil.copytree(own / "weights", folder / "cache" / "weights")
+    else:
+        bring_weights(folder / "cache")
     return settings
-
-
-def random_networks(folder: Path) -> None:
-    from xsoilsm.card import EnsembleCard
-    from xsoilsm.ensemble import save_ensemble
-    from xsoilsm.state import state_shapes
-
-    content = {
-        "schema_version": 1,
-        "name": "random",
-        "family": "random",
-        "resolution": "1km",
-        "contract": "published-coarse",
-        "simulated": True,
-        "members": [{"depth": d, "width": 16, "file": f"{d}_16.safetensors"} for d in (1, 2)],
-        "licence": {"spdx": "Apache-2.0", "statement": "Random numbers."},
-        "citation": {"text": "None."},
-        "training": {"kind": "transfer", "settings": {}},
-    }
-    card = EnsembleCard.model_validate(content)
-    rng = np.random.default_rng(0)
-    states = [
-        {
-            name: np.asarray(abs(rng.normal(0, 0.1, shape)), np.float32)
-            for name, shape in state_shapes(member.depth, member.width).items()
-        }
-        for member in card.members
-    ]
-    save_ensemble(card, states, folder)
 
 
 def _region(cells: int, tile: int) -> tuple[float, float, float, float]:

@@ -234,14 +234,13 @@ def _inside(km: float) -> tuple[float, float, float, float]:
 
 
 def _model(folder: Path) -> str:
-    from benchmarks import bench_mapping
-    from benchmarks.networks import ensemble
+    from benchmarks.networks import ensemble, random_networks
     from xsoilsm.ensemble import Ensemble
 
     if isinstance(ensemble(), Ensemble):
         return "DenseSM-E"
     if not (folder / "random").exists():
-        bench_mapping.random_networks(folder / "random")
+        random_networks(folder / "random")
     return str(folder / "random")
 
 

@@ -103,6 +103,8 @@ class Runs:
         self._peak = self._together = 0.0
         self._starts, self._kills, self._no_answer, self._incomplete = 0, 0, 0, 0
         self._summary: dict[str, Any] = {}
+        from benchmarks.networks import bring_weights
+
         cache = out.with_name(f"cache-{out.name}")
         shutil.rmtree(cache, ignore_errors=True)
         self._environment = os.environ | {
@@ -111,7 +113,7 @@ class Runs:
             "PYTHONPATH": str(ROOT),
             "no_proxy": "127.0.0.1",
         }
-        _bring_weights(cache)
+        bring_weights(cache)
 
     def to_the_end(self, kills: Sequence[tuple[int, float]] = ()) -> None:
         """Run until the job is complete.
@@ -251,13 +253,6 @@ def _kill(session: int) -> None:
             with suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def _bring_weights(cache: Path) -> None:
-    """Copy the published weights, where they are at hand, into the cache of a run."""
-    own = Path(os.environ.get("XSOILSM_CACHE_DIR") or Path.home() / ".cache" / "xsoilsm")
-    if "XSOILSM_WEIGHTS_DIR" not in os.environ and (own / "weights").is_dir():
-        shutil.copytree(own / "weights", cache / "weights")
 
 
 def _repeated(requests: list[dict[str, Any]]) -> int:

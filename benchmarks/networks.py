@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +39,42 @@ class RandomEnsemble:
                 state[name] = np.asarray(values, np.float32)
             states.append(state)
         return states
+
+
+def bring_weights(cache: Path) -> None:
+    """Copy the published weights, where they are at hand, into another cache."""
+    own = Path(os.environ.get("XSOILSM_CACHE_DIR") or Path.home() / ".cache" / "xsoilsm")
+    if "XSOILSM_WEIGHTS_DIR" not in os.environ and (own / "weights").is_dir():
+        shutil.copytree(own / "weights", cache / "weights")
+
+
+def random_networks(folder: Path) -> None:
+    """Save two small networks with random parameters."""
+    from xsoilsm.card import EnsembleCard
+    from xsoilsm.ensemble import save_ensemble
+
+    content = {
+        "schema_version": 1,
+        "name": "random",
+        "family": "random",
+        "resolution": "1km",
+        "contract": "published-coarse",
+        "simulated": True,
+        "members": [{"depth": d, "width": 16, "file": f"{d}_16.safetensors"} for d in (1, 2)],
+        "licence": {"spdx": "Apache-2.0", "statement": "Random numbers."},
+        "citation": {"text": "None."},
+        "training": {"kind": "transfer", "settings": {}},
+    }
+    card = EnsembleCard.model_validate(content)
+    rng = np.random.default_rng(0)
+    states = [
+        {
+            name: np.asarray(abs(rng.normal(0, 0.1, shape)), np.float32)
+            for name, shape in state_shapes(member.depth, member.width).items()
+        }
+        for member in card.members
+    ]
+    save_ensemble(card, states, folder)
 
 
 def ensemble() -> Ensemble | RandomEnsemble:
